@@ -1,0 +1,91 @@
+// Owns the start of processes: the one place of the plugin that runs a command, always by absolute path and
+// without a shell. Must not know what the commands mean.
+import { execa } from 'execa';
+
+/** The kernel tools the plugin uses, by the path they have in Debian and so in the plugin's root file system. */
+const paths = {
+  ip: '/usr/sbin/ip',
+  bridge: '/usr/sbin/bridge',
+  nft: '/usr/sbin/nft',
+  ipvsadm: '/usr/sbin/ipvsadm',
+  conntrack: '/usr/sbin/conntrack',
+  'iptables-nft': '/usr/sbin/iptables-nft',
+  'iptables-legacy': '/usr/sbin/iptables-legacy',
+} as const;
+
+export type Tool = keyof typeof paths;
+
+/** A command that ended with a failure; the message carries what a person needs to act. */
+export class CommandError extends Error {
+  override readonly name = 'CommandError';
+  readonly command: string;
+  /** The exit code; undefined when the command could not be started or was killed. */
+  readonly exitCode: number | undefined;
+  readonly stderr: string;
+
+  constructor(command: string, exitCode: number | undefined, stderr: string, options?: ErrorOptions) {
+    super(`${command}: ${stderr.trim() || `exit code ${exitCode ?? 'none'}`}`, options);
+    this.command = command;
+    this.exitCode = exitCode;
+    this.stderr = stderr;
+  }
+}
+
+/** Runs one kernel tool to its end. Implemented by {@link createRunner}; tests that need no kernel pass their own. */
+export type Runner = (tool: Tool, args: string[], options?: RunOptions) => Promise<string>;
+
+export interface RunOptions {
+  /** Standard input. */
+  input?: string;
+  /** Success writes nothing to standard error: whatever is there is a failure, whatever the exit code says. */
+  silent?: boolean;
+}
+
+export interface RunnerOptions {
+  /** Called once per command with its outcome, for the debug log. */
+  onCommand?: (command: string, milliseconds: number, input: string | undefined) => void;
+  /** Where the tools live when that is not `/`, as in the lab. Their libraries are looked up there too. */
+  root?: string;
+  /** Words put before the command, such as `nsenter --net=…` in the kernel tests. */
+  prefix?: string[];
+}
+
+// A kernel command takes milliseconds. One that hangs (a lock held by someone else's iptables) must not hold the
+// reconciler, and with it Docker, for ever.
+const timeoutMilliseconds = 20_000;
+
+/**
+ * @returns a runner that resolves with the standard output of the command
+ * @throws {CommandError} from the runner when a command fails, cannot be started, or takes longer than 20 s
+ */
+export function createRunner({ onCommand, root = '', prefix = [] }: RunnerOptions = {}): Runner {
+  const libraries = root === '' ? {} : libraryEnvironment(root);
+  return async (tool, args, { input, silent = false } = {}) => {
+    const [file, ...rest] = [...prefix, root + paths[tool], ...args] as [string, ...string[]];
+    const started = performance.now();
+    const result = await execa(file, rest, {
+      ...(input === undefined ? { stdin: 'ignore' as const } : { input }),
+      env: { LC_ALL: 'C', ...libraries },
+      reject: false,
+      timeout: timeoutMilliseconds,
+      stripFinalNewline: false,
+      maxBuffer: 256 * 1024 * 1024,
+    });
+    const command = [tool, ...args].join(' ');
+    onCommand?.(command, performance.now() - started, input);
+    if (result.failed || (silent && result.stderr !== '')) {
+      const why = result.timedOut ? `no answer within ${timeoutMilliseconds / 1000} s` : result.stderr;
+      throw new CommandError(command, result.exitCode, why || (result.shortMessage ?? ''), {
+        cause: result.cause,
+      });
+    }
+    return result.stdout;
+  };
+}
+
+function libraryEnvironment(root: string): Record<string, string> {
+  return {
+    LD_LIBRARY_PATH: `${root}/usr/lib/x86_64-linux-gnu:${root}/lib/x86_64-linux-gnu`,
+    XTABLES_LIBDIR: `${root}/usr/lib/x86_64-linux-gnu/xtables`,
+  };
+}
