@@ -1,0 +1,135 @@
+// Owns the engine for kernels with IPVS: nft marks what belongs to a virtual server, one IPVS service per mark balances.
+// Must not run anything; lb/ipvsadm.ts does.
+import { once } from '../delta/list.ts';
+import type { NftLayout, NftPart } from '../net/table.ts';
+import {
+  aheadOfDocker,
+  balanced,
+  decidedHere,
+  knownElement,
+  knownSets,
+  marked,
+  portKey,
+  refusal,
+  refuseKnown,
+  toNode,
+  translation,
+} from './chains.ts';
+import type { IpvsService } from './ipvsadm.ts';
+import { assignMarks } from './marks.ts';
+import { takers, virtualServerId, type Engine, type RealServer, type VirtualServer } from './model.ts';
+
+/**
+ * Half of all packets: they are IPVS's already, and one to a client whose own port happens to be a published one must
+ * not be taken for a question to it.
+ */
+const isReply = 'ct direction reply return';
+
+/** A VIP is a local address too: what goes to one is no business of the published ports, served or not. */
+const toVip = `${balanced} ip daddr @vips goto mark_vip`;
+const markPort = `${toNode} ${balanced} meta mark set meta l4proto . th dport map @port_marks`;
+
+const layout: NftLayout = {
+  sets: {
+    ...knownSets,
+    vip_marks: { kind: 'map', declaration: 'type ipv4_addr : mark;' },
+    port_marks: { kind: 'map', declaration: 'type inet_proto . inet_service : mark;' },
+    loopback_chains: { kind: 'map', declaration: 'type inet_proto . inet_service : verdict;' },
+  },
+  chains: {
+    mark_vip: { rules: ['meta mark set ip daddr map @vip_marks'] },
+    mark_in: {
+      hook: 'type filter hook prerouting priority mangle; policy accept;',
+      rules: [isReply, toVip, markPort],
+    },
+    mark_out: {
+      hook: 'type filter hook output priority mangle; policy accept;',
+      rules: [isReply, toVip, `ip daddr != 127.0.0.0/8 ${markPort}`],
+    },
+    balance_in: {
+      hook: `type nat hook prerouting priority ${aheadOfDocker}; policy accept;`,
+      rules: [`${marked} ${decidedHere}`],
+    },
+    balance_out: {
+      hook: `type nat hook output priority ${aheadOfDocker}; policy accept;`,
+      rules: [
+        // IPVS refuses to send a packet from 127.0.0.0/8 to another host, so these are translated by nft.
+        `ip daddr 127.0.0.0/8 ${balanced} meta l4proto . th dport vmap @loopback_chains`,
+        `${marked} ${decidedHere}`,
+      ],
+    },
+    refuse_known: refuseKnown,
+    refuse: refusal,
+  },
+};
+
+/** Balances with IPVS, in the kernel's own balancer, by its schedulers. */
+export const ipvsEngine: Engine = {
+  name: 'ipvs',
+  layout,
+  render(servers, kept) {
+    const rendered = servers.map((server) => ({ server, ...drafts(server) }));
+    // A virtual server nobody can serve gets no mark, and is refused where everything unmarked is. One that only drains
+    // keeps its IPVS service, and with it its established connections.
+    const marked = rendered.filter(({ server }) => server.realServers.length > 0);
+    const ids = marked.map(({ id }) => id);
+    const settled = ids.length === kept.size && ids.every((id) => kept.has(id));
+    const marks = settled ? kept : assignMarks(ids, kept);
+    const parts = rendered.map(({ id, draft }) => draft(marks.get(id) ?? 0));
+    return {
+      content: { elements: new Map(), parts: parts.map(({ part }) => part) },
+      services: parts.flatMap(({ service }) => service ?? []),
+      marks,
+    };
+  },
+};
+
+interface Rendered {
+  part: NftPart;
+  service?: IpvsService;
+}
+
+/** By server: its id, and what it is with a mark, made again only for another mark. */
+const drafts = once((server: VirtualServer) => {
+  let last: { mark: number; rendered: Rendered } | undefined;
+  const draft = (mark: number): Rendered => {
+    if (last?.mark !== mark) last = { mark, rendered: renderServer(server, mark) };
+    return last.rendered;
+  };
+  return { id: virtualServerId(server), draft };
+});
+
+function renderServer(server: VirtualServer, mark: number): Rendered {
+  const [set, key] = server.kind === 'vip' ? ['vip_marks', server.address] : ['port_marks', portKey(server)];
+  const elements: NftPart['elements'] = [
+    knownElement(server),
+    ...(mark === 0 ? [] : [[set, key, String(mark)] as const]),
+  ];
+  const service = mark === 0 ? {} : { service: renderService(server, mark) };
+  if (server.kind === 'vip') return { part: { chains: [], elements }, ...service };
+  const { name, rules } = translation(server);
+  const loopback = ['loopback_chains', key, `goto ${name}`] as const;
+  return { part: { chains: [[name, rules]], elements: [...elements, loopback] }, ...service };
+}
+
+function renderService(server: VirtualServer, mark: number): IpvsService {
+  return {
+    mark,
+    scheduler: 'rr',
+    // Port 0: the connection keeps the port it asked the VIP for.
+    destinations: new Map(
+      connected(server).map(({ address, weight }) => [
+        `${address}:${server.kind === 'vip' ? 0 : server.targetPort}`,
+        weight,
+      ]),
+    ),
+  };
+}
+
+/**
+ * UDP has no end of a connection: at weight 0 a flow would stay with a task that leaves for as long as it sends.
+ * Removed, its next packet goes to another.
+ */
+function connected(server: VirtualServer): readonly RealServer[] {
+  return server.kind === 'port' && server.protocol === 'udp' ? takers(server) : server.realServers;
+}

@@ -1,0 +1,90 @@
+// Owns IPVS in the kernel: how Causeway's services are read, compared and written in one batch.
+// Must not touch an IPVS service whose mark is not Causeway's.
+import { difference } from '../delta/list.ts';
+import { markBase, markMask } from '../net/names.ts';
+import { CommandError, type Runner } from '../net/run.ts';
+
+/** An IPVS service that is chosen by the packet's mark; all its destinations are reached by masquerade (NAT). */
+export interface IpvsService {
+  mark: number;
+  /** As ipvsadm(8) names it, e.g. `rr`. */
+  scheduler: string;
+  /** `ADDRESS:PORT` to weight; port 0 keeps the port of the connection; weight 0 drains. */
+  destinations: ReadonlyMap<string, number>;
+}
+
+/** Reads Causeway's services, and only those; none where the kernel has no IPVS. */
+export async function observeIpvs(run: Runner): Promise<IpvsService[]> {
+  return parseIpvs(await run('ipvsadm', ['--save', '-n']));
+}
+
+/** @param text the output of `ipvsadm --save -n` */
+export function parseIpvs(text: string): IpvsService[] {
+  const services = new Map<number, { scheduler: string; destinations: Map<string, number> }>();
+  for (const line of text.split('\n')) {
+    const words = line.trim().split(/\s+/);
+    const option = (name: string): string | undefined => words[words.indexOf(name) + 1];
+    if (!words.includes('-f')) continue;
+    const mark = Number(option('-f'));
+    // >>> 0: bit operations are signed in JavaScript.
+    if ((mark & markMask) >>> 0 !== markBase) continue;
+    if (words[0] === '-A') services.set(mark, { scheduler: option('-s') ?? '', destinations: new Map() });
+    if (words[0] === '-a') services.get(mark)?.destinations.set(option('-r') ?? '', Number(option('-w')));
+  }
+  return [...services].map(([mark, rest]) => ({ mark, ...rest }));
+}
+
+export interface IpvsPlan {
+  /** Lines for `ipvsadm --restore` that add and change: run before packets are marked. */
+  add: string[];
+  /** Lines that remove: run when packets are marked no longer. */
+  remove: string[];
+}
+
+/** Compares what is not the same object, by mark and destination; nothing that stays is taken away and put back. */
+export function planIpvs(actual: readonly IpvsService[], desired: readonly IpvsService[]): IpvsPlan {
+  const add: string[] = [];
+  const remove: string[] = [];
+  const { removed, added } = difference(actual, desired);
+  const have = new Map(removed.map((service) => [service.mark, service]));
+  for (const { mark, scheduler, destinations } of added) {
+    const present = have.get(mark);
+    have.delete(mark);
+    if (present?.scheduler !== scheduler)
+      add.push(`${present === undefined ? '-A' : '-E'} -f ${mark} -s ${scheduler}`);
+    for (const [destination, weight] of destinations) {
+      const before = present?.destinations.get(destination);
+      if (before === weight) continue;
+      add.push(`${before === undefined ? '-a' : '-e'} -f ${mark} -r ${destination} -m -w ${weight}`);
+    }
+    for (const destination of present?.destinations.keys() ?? []) {
+      if (!destinations.has(destination)) remove.push(`-d -f ${mark} -r ${destination}`);
+    }
+  }
+  for (const mark of have.keys()) remove.push(`-D -f ${mark}`);
+  return { add, remove };
+}
+
+/**
+ * Runs lines of `ipvsadm --restore` in one process, all of them even when one fails; no process for no lines.
+ * @throws {CommandError}
+ */
+export async function runIpvsBatch(run: Runner, lines: readonly string[]): Promise<void> {
+  if (lines.length === 0) return;
+  // Its exit code is that of the last line (docs/measured-ipvs.md).
+  await run('ipvsadm', ['--restore'], { input: lines.join('\n') + '\n', silent: true });
+}
+
+/**
+ * Whether the kernel has IPVS. Asking makes the kernel load its module by itself where it can.
+ * @returns undefined when it has, else why it has not, in words
+ */
+export async function whyNoIpvs(run: Runner): Promise<string | undefined> {
+  try {
+    await run('ipvsadm', ['--save', '-n']);
+    return undefined;
+  } catch (error) {
+    if (error instanceof CommandError) return error.stderr.trim().split('\n')[0] ?? error.message;
+    throw error;
+  }
+}
