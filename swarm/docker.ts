@@ -1,0 +1,164 @@
+// Owns the calls to the Docker Engine's API and the shape of its answers, as far as Causeway reads them.
+// Must not be called inside a driver call: Docker holds locks there, and its API may not be served yet.
+import { once } from 'node:events';
+import { Agent, get as httpGet, type IncomingMessage } from 'node:http';
+import { text } from 'node:stream/consumers';
+import { z } from 'zod';
+
+// 1.41 is Docker 20.10, the oldest that is supported; everything read here is unchanged up to Docker 29.
+const version = '/v1.41';
+
+const Info = z.object({
+  Swarm: z
+    .object({
+      NodeID: z.string(),
+      NodeAddr: z.string(),
+      LocalNodeState: z.string(),
+      ControlAvailable: z.boolean(),
+    })
+    .partial(),
+});
+export type Info = z.infer<typeof Info>;
+
+const Network = z.object({
+  Id: z.string(),
+  Name: z.string(),
+  Driver: z.string(),
+  Internal: z.boolean(),
+  Scope: z.string(),
+  IPAM: z.object({ Driver: z.string() }).nullish(),
+});
+export type Network = z.infer<typeof Network>;
+
+const Port = z.object({
+  Protocol: z.enum(['tcp', 'udp', 'sctp']).default('tcp'),
+  TargetPort: z.number(),
+  PublishedPort: z.number().optional(),
+  PublishMode: z.string().default('ingress'),
+});
+
+const Service = z.object({
+  ID: z.string(),
+  Spec: z.object({
+    Name: z.string(),
+    TaskTemplate: z.object({
+      Networks: z.array(z.object({ Target: z.string() })).nullish(),
+    }),
+    Networks: z.array(z.object({ Target: z.string() })).nullish(),
+  }),
+  Endpoint: z
+    .object({
+      Ports: z.array(Port).nullish(),
+      VirtualIPs: z.array(z.object({ NetworkID: z.string(), Addr: z.string().default('') })).nullish(),
+    })
+    .nullish(),
+});
+export type Service = z.infer<typeof Service>;
+
+const Task = z.object({
+  ID: z.string(),
+  ServiceID: z.string().default(''),
+  NodeID: z.string().default(''),
+  DesiredState: z.string(),
+  Status: z.object({ State: z.string() }),
+  NetworksAttachments: z
+    .array(z.object({ Network: z.object({ ID: z.string() }), Addresses: z.array(z.string()).nullish() }))
+    .nullish(),
+});
+export type Task = z.infer<typeof Task>;
+
+const Node = z.object({
+  ID: z.string(),
+  Status: z.object({ State: z.string() }),
+  ManagerStatus: z.object({ Leader: z.boolean().default(false) }).nullish(),
+});
+/** A node of the Swarm, as its managers list it. */
+export type Node = z.infer<typeof Node>;
+
+const Event = z.object({ Type: z.string(), Action: z.string() });
+export type Event = z.infer<typeof Event>;
+
+/** The Docker Engine did not answer, or answered with an error. */
+export class DockerError extends Error {
+  override readonly name = 'DockerError';
+  /** HTTP status; undefined when there was no answer at all. */
+  readonly status: number | undefined;
+
+  constructor(message: string, status?: number, options?: ErrorOptions) {
+    super(message, options);
+    this.status = status;
+  }
+}
+
+// At the start of the daemon its socket accepts and does not answer for a while: better to ask again than to wait.
+const timeoutMilliseconds = 5_000;
+
+export interface Docker {
+  info(signal: AbortSignal): Promise<Info>;
+  networks(signal: AbortSignal): Promise<Network[]>;
+  nodes(signal: AbortSignal): Promise<Node[]>;
+  services(signal: AbortSignal): Promise<Service[]>;
+  /** Tasks that shall run, whatever state they are in now. */
+  tasks(signal: AbortSignal): Promise<Task[]>;
+  /** Events from now on; ends or throws when the connection does. */
+  events(types: readonly string[], signal: AbortSignal): AsyncIterable<Event>;
+  close(): void;
+}
+
+/** @param socketPath of the Docker Engine's API */
+export function connectDocker(socketPath: string): Docker {
+  const agent = new Agent({ keepAlive: true, maxSockets: 4, timeout: 10_000 });
+
+  /** @param silence after how many milliseconds without a byte the answer counts as broken; 0 for never */
+  async function open(path: string, signal: AbortSignal, silence: number): Promise<IncomingMessage> {
+    const request = httpGet({
+      socketPath,
+      path: `${version}${path}`,
+      headers: { host: 'docker' },
+      agent,
+      signal,
+    });
+    // What happens to it after its answer began, or after it was given up, is told by the answer's stream.
+    request.on('error', () => undefined);
+    try {
+      const patience = AbortSignal.timeout(timeoutMilliseconds);
+      const [response] = (await once(request, 'response', { signal: patience })) as [IncomingMessage];
+      response.setTimeout(silence, () => response.destroy(new Error('the answer broke off')));
+      if (response.statusCode === 200) return response;
+      throw new DockerError(`GET ${path}: ${(await text(response)).trim()}`, response.statusCode);
+    } catch (error) {
+      request.destroy();
+      if (error instanceof DockerError) throw error;
+      signal.throwIfAborted();
+      throw new DockerError(`GET ${path}: no answer from the Docker Engine at ${socketPath}`, undefined, {
+        cause: error,
+      });
+    }
+  }
+
+  async function get<T>(path: string, schema: z.ZodType<T>, signal: AbortSignal): Promise<T> {
+    const response = await open(path, signal, timeoutMilliseconds);
+    return schema.parse(JSON.parse(await text(response)));
+  }
+
+  const query = (filters: Record<string, readonly string[]>): string =>
+    `?filters=${encodeURIComponent(JSON.stringify(filters))}`;
+
+  return {
+    info: (signal) => get('/info', Info, signal),
+    networks: (signal) => get('/networks', z.array(Network), signal),
+    nodes: (signal) => get('/nodes', z.array(Node), signal),
+    services: (signal) => get('/services', z.array(Service), signal),
+    tasks: (signal) => get(`/tasks${query({ 'desired-state': ['running'] })}`, z.array(Task), signal),
+    async *events(types, signal) {
+      const response = await open(`/events${query({ type: types })}`, signal, 0);
+      let rest = '';
+      for await (const chunk of response.setEncoding('utf8') as AsyncIterable<string>) {
+        const lines = (rest + chunk).split('\n');
+        rest = lines.pop() ?? '';
+        for (const line of lines) if (line !== '') yield Event.parse(JSON.parse(line));
+      }
+    },
+    close: () => agent.destroy(),
+  };
+}

@@ -1,0 +1,87 @@
+// Owns the translation of Swarm's services and tasks into service records. Pure.
+// Must not call Docker or the store.
+import type { ServiceRecord } from '../store/records.ts';
+import type { Service, Task } from './docker.ts';
+
+/** What is known outside of Swarm's lists. */
+export interface Known {
+  /** Ids of the networks that are ours. */
+  networks: ReadonlySet<string>;
+  /** `NETWORK ADDRESS` of every endpoint there is. */
+  endpoints: ReadonlySet<string>;
+  /** The records as they are, by service. */
+  before: ReadonlyMap<string, ServiceRecord>;
+}
+
+/** @returns a record for each service that is on a network of ours */
+export function renderServices(
+  services: readonly Service[],
+  tasks: readonly Task[],
+  known: Known,
+): ServiceRecord[] {
+  const byService = Map.groupBy(tasks, ({ ServiceID }) => ServiceID);
+  return services
+    .map((service) => renderService(service, byService.get(service.ID) ?? [], known))
+    .filter(({ networks }) => networks.length > 0);
+}
+
+function renderService({ ID, Spec, Endpoint }: Service, tasks: readonly Task[], known: Known): ServiceRecord {
+  const attached = [...(Spec.TaskTemplate.Networks ?? []), ...(Spec.Networks ?? [])].map(
+    ({ Target }) => Target,
+  );
+  const vips = (Endpoint?.VirtualIPs ?? []).filter(
+    ({ NetworkID, Addr }) => known.networks.has(NetworkID) && Addr !== '',
+  );
+  // Swarm names a VIP's network by id; a spec may name it otherwise when it was written by hand.
+  const networks = new Set(
+    [...attached, ...vips.map(({ NetworkID }) => NetworkID)].filter((id) => known.networks.has(id)),
+  );
+  const running = tasks
+    .filter(({ Status }) => Status.State === 'running')
+    .map((task) => renderTask(task, known));
+  const ports = (Endpoint?.Ports ?? []).flatMap(({ Protocol, PublishedPort, TargetPort, PublishMode }) =>
+    PublishMode === 'ingress' && PublishedPort !== undefined && PublishedPort > 0
+      ? [{ protocol: Protocol, port: PublishedPort, targetPort: TargetPort }]
+      : [],
+  );
+  return {
+    v: 1,
+    id: ID,
+    name: Spec.Name,
+    vips: Object.fromEntries(vips.map(({ NetworkID, Addr }) => [NetworkID, bare(Addr)])),
+    networks: [...networks].sort(),
+    ports,
+    tasks: [...running, ...draining(ID, running, known)].sort((a, b) => (a.id < b.id ? -1 : 1)),
+  };
+}
+
+type TaskEntry = ServiceRecord['tasks'][number];
+
+function renderTask({ ID, NetworksAttachments }: Task, known: Known): TaskEntry {
+  const addresses = (NetworksAttachments ?? []).flatMap(({ Network, Addresses }) => {
+    const first = Addresses?.[0];
+    return known.networks.has(Network.ID) && first !== undefined ? [[Network.ID, bare(first)] as const] : [];
+  });
+  return { id: ID, addresses: Object.fromEntries(addresses), draining: false };
+}
+
+/** Tasks that took connections and shall not run any longer, for as long as they have an endpoint to answer from. */
+function draining(service: string, running: readonly TaskEntry[], known: Known): TaskEntry[] {
+  const current = new Set(running.map(({ id }) => id));
+  const taken = new Set(
+    running.flatMap(({ addresses }) => Object.entries(addresses).map((pair) => pair.join(' '))),
+  );
+  return (known.before.get(service)?.tasks ?? [])
+    .filter(({ id }) => !current.has(id))
+    .filter(({ addresses }) =>
+      Object.entries(addresses).some(
+        (pair) => known.endpoints.has(pair.join(' ')) && !taken.has(pair.join(' ')),
+      ),
+    )
+    .map((task) => ({ ...task, draining: true }));
+}
+
+/** Docker writes addresses with the prefix of their network. */
+function bare(address: string): string {
+  return address.split('/', 1)[0] ?? address;
+}
