@@ -1,0 +1,275 @@
+// Owns bringing a node's kernel to what is wanted, in an order in which no packet meets half of it.
+// Must not decide what is wanted.
+import { remember } from '../delta/list.ts';
+import type { FabricSettings } from '../net/fabric.ts';
+import { ensureFabric, fabricOverhead, removeFabric } from '../net/fabric.ts';
+import { observeLinks } from '../net/links.ts';
+import { fabricLink } from '../net/names.ts';
+import { observeUnderlay, type Underlay } from '../net/host.ts';
+import {
+  expectedNeighbours,
+  noNeighbours,
+  observeNeighbours,
+  planNeighbours,
+  runBridgeBatch,
+  type ObservedNeighbours,
+} from '../net/neighbours.ts';
+import { ensurePassage } from '../net/passage.ts';
+import { netElements, netLayout } from '../net/rules.ts';
+import { observeRoutes, planRoutes, runIpBatch, type Route } from '../net/routes.ts';
+import { CommandError, type Runner } from '../net/run.ts';
+import type { Sysctl } from '../net/sysctl.ts';
+import { observeTable, planTable, type NftLayout, type NftTable, type ObservedTable } from '../net/table.ts';
+import { observeIpvs, planIpvs, runIpvsBatch, type IpvsService } from '../lb/ipvsadm.ts';
+import { observedMarks } from '../lb/marks.ts';
+import type { Engine, EngineState } from '../lb/model.ts';
+import { Retirements } from '../lb/retired.ts';
+import { forgetFlows } from '../net/conntrack.ts';
+import { RequestError } from './errors.ts';
+import { isNothing, type Wanted } from './wanted.ts';
+
+export interface DatapathOptions {
+  run: Runner;
+  sysctl: Sysctl;
+  engine: Engine;
+  fabric: FabricSettings;
+  /** By which address this node speaks to others; '' to choose by the default route. Asked again at each look. */
+  nodeAddress: () => string;
+}
+
+/** What the kernel holds, as it was last read or written. */
+interface Actual {
+  neighbours: ObservedNeighbours;
+  routes: readonly Route[];
+  table: ObservedTable | NftTable | undefined;
+  marks: ReadonlyMap<string, number>;
+  ipvs: readonly IpvsService[];
+}
+
+/** Brings the kernel to a wanted state, again and again; one call at a time. */
+export class Datapath {
+  readonly #options: DatapathOptions;
+  /** Undefined: unknown, to be read. */
+  #actual: Actual | undefined;
+  /** Names of all links of the host's namespace; undefined: to be read. */
+  #links: ReadonlySet<string> | undefined;
+  #underlay: Underlay | undefined;
+  #prepared = false;
+  /** Remembered until the next pass begins: what a pass that is under way writes down would undo it. */
+  #distrusted = false;
+  readonly #retirements = new Retirements();
+  readonly #expectedNeighbours = remember(expectedNeighbours);
+  readonly #netElements = remember(
+    (
+      networks: Wanted['networks'],
+      endpoints: Wanted['endpoints'],
+      neighbours: Wanted['neighbours'],
+      port: number,
+      address: string,
+    ) => netElements(networks, endpoints, { port, address, neighbours }),
+  );
+  readonly #layout = remember(joinLayouts);
+
+  constructor(options: DatapathOptions) {
+    this.#options = options;
+  }
+
+  get engine(): Engine['name'] {
+    return this.#options.engine.name;
+  }
+
+  /** Forgets what it knows of the kernel, so that the next {@link apply} reads it and puts back what others changed. */
+  distrust(): void {
+    this.#distrusted = true;
+    this.#links = undefined;
+  }
+
+  /**
+   * The links there are, by name.
+   * @param expected names that should be among them; when one is not, the kernel is asked again
+   */
+  async links(expected: readonly string[]): Promise<ReadonlySet<string>> {
+    const known = this.#links;
+    if (known !== undefined && expected.every((name) => known.has(name))) return known;
+    const links = await observeLinks(this.#options.run);
+    if (!links.some(({ name, up }) => name === fabricLink && up)) this.#prepared = false;
+    const names = new Set(links.map(({ name }) => name));
+    this.#links = names;
+    return names;
+  }
+
+  /**
+   * @throws {RequestError} when the host cannot hold it, with the remedy
+   * @throws {CommandError} when the kernel refuses
+   */
+  async apply(wanted: Wanted): Promise<void> {
+    if (this.#distrusted) {
+      this.#actual = undefined;
+      this.#distrusted = false;
+    }
+    try {
+      if (isNothing(wanted)) await this.#clear();
+      else await this.#program(wanted);
+    } catch (error) {
+      this.distrust();
+      this.#prepared = false;
+      throw error instanceof CommandError && error.stderr.includes('Operation not permitted')
+        ? notPermitted(error)
+        : error;
+    }
+  }
+
+  /** Bytes of MTU that are left for sandboxes behind the fabric. @throws {RequestError} as {@link readUnderlay} */
+  async sandboxMtu(): Promise<number> {
+    return (this.#underlay ?? (await this.readUnderlay())).mtu - fabricOverhead;
+  }
+
+  /**
+   * Reads by which address and device this node speaks to others.
+   * @throws {RequestError} when there is none
+   */
+  async readUnderlay(): Promise<Underlay> {
+    const { run } = this.#options;
+    const nodeAddress = this.#options.nodeAddress();
+    const underlay = await observeUnderlay(run, nodeAddress);
+    if (underlay === undefined) {
+      throw new RequestError(
+        'no-node-address',
+        nodeAddress === ''
+          ? 'this node has no IPv4 address but loopback: give it one, or name it with docker plugin set PLUGIN CAUSEWAY_NODE_ADDR=…'
+          : `CAUSEWAY_NODE_ADDR=${nodeAddress} is no address of this node: see ip address show`,
+      );
+    }
+    const { address } = this.#underlay ?? underlay;
+    this.#underlay = underlay;
+    // The fabric speaks from this address.
+    if (address !== underlay.address) this.#prepared = false;
+    return underlay;
+  }
+
+  async #program(wanted: Wanted): Promise<void> {
+    const { run, engine } = this.#options;
+    await this.links([fabricLink]);
+    // After #clear() the kernel is known, but the host was left to itself: forwarding may be off.
+    const open = this.#prepared && this.#actual !== undefined;
+    if (!this.#prepared) await this.#prepare();
+    if (!open) await this.#openForwarding();
+    const actual = (this.#actual ??= await this.#observe());
+    const state = engine.render(wanted.servers, actual.marks);
+    const table = this.#assemble(wanted, state);
+    const expected = this.#expectedNeighbours(wanted.neighbours);
+    const neighbours = planNeighbours(actual.neighbours, expected);
+    const routes = planRoutes(actual.routes, wanted.routes);
+    const ipvs = planIpvs(actual.ipvs, state.services);
+    const rules = planTable(actual.table, table);
+
+    await runBridgeBatch(run, neighbours.add.bridge);
+    await runIpBatch(run, [...neighbours.add.ip, ...routes.add]);
+    await runIpvsBatch(run, ipvs.add);
+    if (rules !== '') await this.#load(rules);
+    await runIpvsBatch(run, ipvs.remove);
+    await runIpBatch(run, [...routes.remove, ...neighbours.remove.ip]);
+    await runBridgeBatch(run, neighbours.remove.bridge);
+    this.#actual = {
+      neighbours: expected,
+      routes: wanted.routes,
+      table,
+      marks: state.marks,
+      ipvs: state.services,
+    };
+    // What was begun and not answered is balanced again.
+    await forgetFlows(run, this.#retirements.next(wanted.servers));
+  }
+
+  #assemble({ networks, endpoints, neighbours }: Wanted, { content }: EngineState): NftTable {
+    const { port } = this.#options.fabric;
+    const { address = '' } = this.#underlay ?? {};
+    return {
+      layout: this.#layout(this.#options.engine),
+      content: { ...content, elements: this.#netElements(networks, endpoints, neighbours, port, address) },
+    };
+  }
+
+  async #observe(): Promise<Actual> {
+    const { run, engine } = this.#options;
+    const [neighbours, routes, table, ipvs] = await Promise.all([
+      observeNeighbours(run),
+      observeRoutes(run),
+      observeTable(run),
+      engine.name === 'ipvs' ? observeIpvs(run) : [],
+    ]);
+    return { neighbours, routes, table, marks: observedMarks(table), ipvs };
+  }
+
+  /** What does not change with endpoints and services: at first, and when the fabric is missing. */
+  async #prepare(): Promise<void> {
+    const { run, sysctl, engine, fabric } = this.#options;
+    if (engine.name === 'ipvs') {
+      // Lets nft see the connections of IPVS: the source rules of net/rules.ts depend on it.
+      await sysctl.write('ipv4/vs/conntrack', '1');
+      // A connection whose real server was removed is ended, not swallowed.
+      await sysctl.write('ipv4/vs/expire_nodest_conn', '1');
+    }
+    await ensureFabric(run, sysctl, fabric, await this.readUnderlay());
+    // A device that was made anew has taken the entries and routes of the old one along.
+    this.#actual = undefined;
+    this.#prepared = true;
+  }
+
+  /** What others may switch off at any time. */
+  async #openForwarding(): Promise<void> {
+    const { run, sysctl } = this.#options;
+    if ((await sysctl.read('ipv4/ip_forward')) !== '1') await sysctl.write('ipv4/ip_forward', '1');
+    await ensurePassage(run, true);
+  }
+
+  async #load(rules: string): Promise<void> {
+    try {
+      await this.#options.run('nft', ['-f', '-'], { input: rules });
+    } catch (error) {
+      if (!(error instanceof CommandError && /not supported|No such file or directory/i.test(error.stderr)))
+        throw error;
+      throw new RequestError(
+        'kernel-feature',
+        `this node's kernel refused Causeway's nftables rules (${error.stderr.trim().split('\n')[0] ?? ''}): it needs nf_tables ` +
+          'with the inet family, nat, fib, ct, reject and numgen, as kernels of Debian, Ubuntu, RHEL and Alpine have them',
+        { cause: error },
+      );
+    }
+  }
+
+  async #clear(): Promise<void> {
+    const { run } = this.#options;
+    // Reading anew may find what an earlier life of the plugin, killed in the middle, has left.
+    const unsure = this.#actual === undefined || this.#prepared;
+    const actual = (this.#actual ??= await this.#observe());
+    const rules = planTable(actual.table, undefined);
+    if (rules !== '') await run('nft', ['-f', '-'], { input: rules });
+    await runIpvsBatch(run, planIpvs(actual.ipvs, []).remove);
+    const neighbours = planNeighbours(actual.neighbours, noNeighbours);
+    await runIpBatch(run, [...planRoutes(actual.routes, []).remove, ...neighbours.remove.ip]);
+    await runBridgeBatch(run, neighbours.remove.bridge);
+    if (unsure) {
+      await removeFabric(run);
+      await ensurePassage(run, false);
+    }
+    this.#prepared = false;
+    this.#actual = { neighbours: noNeighbours, routes: [], table: undefined, marks: new Map(), ipvs: [] };
+  }
+}
+
+function notPermitted(cause: CommandError): RequestError {
+  return new RequestError(
+    'not-permitted',
+    `the kernel did not let Causeway run ${cause.command}: it needs CAP_NET_ADMIN in the host's network namespace, ` +
+      'so install or create the plugin with the privileges it asks for',
+    { cause },
+  );
+}
+
+function joinLayouts({ layout }: Engine): NftLayout {
+  return {
+    sets: { ...netLayout.sets, ...layout.sets },
+    chains: { ...netLayout.chains, ...layout.chains },
+  };
+}

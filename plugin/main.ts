@@ -1,0 +1,170 @@
+// Owns the wiring and the life of the plugin's process.
+// Must not decide anything else.
+import { hostname } from 'node:os';
+import { join } from 'node:path';
+import { Ipam } from '../ipam/ipam.ts';
+import { selectEngine } from '../lb/select.ts';
+import { observeInUse } from '../net/host.ts';
+import { createRunner } from '../net/run.ts';
+import { fileSysctl } from '../net/sysctl.ts';
+import packageJson from '../package.json' with { type: 'json' };
+import { openRecords } from '../store/records.ts';
+import { connectDocker } from '../swarm/docker.ts';
+import { runPublisher } from '../swarm/publisher.ts';
+import { adminAddress, createAdminServer } from './admin.ts';
+import { Collector } from './collector.ts';
+import { parseConfig } from './config.ts';
+import { Datapath } from './datapath.ts';
+import { IpamDriver } from './ipam-driver.ts';
+import { close, listen } from './listen.ts';
+import { Leadership } from './leadership.ts';
+import { createLog } from './log.ts';
+import { Liveness } from './liveness.ts';
+import { Membership } from './membership.ts';
+import { NetworkDriver } from './network-driver.ts';
+import { readNodeId } from './node-id.ts';
+import { openStore } from './open-store.ts';
+import { Reconciler } from './reconciler.ts';
+import { createPluginServer, pluginMethods } from './server.ts';
+
+/** How long Docker must not know of an address before it is freed: longer than any of its own hand-overs. */
+const collectGrace = 60_000;
+
+const stop = new AbortController();
+
+async function main(): Promise<void> {
+  // In ps and top a plugin is not one more `node`.
+  process.title = 'causeway';
+  const config = parseConfig(process.env);
+  const log = createLog(config.CAUSEWAY_LOG);
+  const node = await readNodeId(config.CAUSEWAY_DATA);
+  const { store, replica } = await openStore(config, log);
+  const records = openRecords(store);
+  const run = createRunner({
+    onCommand: (command, milliseconds, input) =>
+      log.debug({ command, input, milliseconds: Math.round(milliseconds) }, 'ran a command'),
+  });
+  const sysctl = fileSysctl(config.CAUSEWAY_HOST_SYSCTL);
+  const { engine, why } = await selectEngine(run, config.CAUSEWAY_LB);
+  const docker = connectDocker(join(config.CAUSEWAY_HOST_RUN, 'docker.sock'));
+  const fabric = { port: config.CAUSEWAY_FABRIC_PORT, vni: config.CAUSEWAY_FABRIC_VNI };
+  const datapath: Datapath = new Datapath({
+    run,
+    sysctl,
+    engine,
+    fabric,
+    nodeAddress: () => membership.address,
+  });
+  const membership = new Membership({
+    store,
+    records,
+    docker,
+    node,
+    name: hostname(),
+    address: config.CAUSEWAY_NODE_ADDR,
+    fabric,
+    readUnderlay: () => datapath.readUnderlay(),
+    log,
+  });
+  // A store of this node alone knows no others, so nobody is watched.
+  const liveness =
+    replica &&
+    new Liveness({
+      records,
+      node,
+      port: config.CAUSEWAY_PEER_PORT,
+      log,
+      offers: replica.offer,
+      onOffer: (from, payload) => {
+        try {
+          replica.absorb(from, payload);
+        } catch (error) {
+          log.error({ error, node: from }, 'what another node offers cannot be used');
+        }
+      },
+      onChange: () => void reconciler.pass().catch(() => undefined),
+    });
+  const hidden = (): ReadonlySet<string> => liveness?.hidden ?? new Set();
+  const reconciler: Reconciler = new Reconciler({ records, datapath, node, log, hidden });
+  const ipam = new Ipam(store, {
+    defaultPool: config.CAUSEWAY_DEFAULT_POOL,
+    defaultSize: config.CAUSEWAY_DEFAULT_POOL_SIZE,
+    nodeId: node,
+    inUse: () => observeInUse(run),
+    now: Date.now,
+  });
+  await membership.recall().catch((error: unknown) => log.debug({ error }, 'this node is not known yet'));
+  const driver = new NetworkDriver({ records, ipam, reconciler, datapath, run, sysctl, node });
+  const methods = pluginMethods(driver, new IpamDriver(ipam));
+
+  // Docker gives a plugin ten seconds to listen, and starts it before its own API answers: everything that may wait
+  // comes after this.
+  const server = await listen(createPluginServer(methods, log), { path: config.CAUSEWAY_SOCKET });
+  const facts = {
+    version: packageJson.version,
+    node,
+    engine: { name: engine.name, why },
+    report: () => reconciler.report,
+    hidden,
+    store: () => replica?.state ?? ('embedded' as const),
+    compare: () => replica?.compare() ?? Promise.resolve({ missing: [], extra: [], different: [] }),
+    peers: () => liveness?.state ?? new Map(),
+  };
+  const admin = await listen(
+    createAdminServer(facts, records),
+    adminAddress(config.CAUSEWAY_ADMIN, config.CAUSEWAY_HOST_RUN),
+  );
+  log.info({ version: facts.version, node, engine: engine.name, why }, 'Causeway is up');
+
+  const leadership = new Leadership({ store, node, log });
+  const collector = new Collector({
+    store,
+    records,
+    ipam,
+    run,
+    node,
+    log,
+    now: Date.now,
+    grace: collectGrace,
+  });
+  const settleHere = async (): Promise<void> => {
+    await collector.unjoin().catch((error: unknown) => log.debug({ error }, 'what is here is not known yet'));
+    await reconciler.pass().catch(() => undefined);
+  };
+  await Promise.all([
+    reconciler.run(stop.signal),
+    membership.run(stop.signal),
+    // To be heard means to be sent traffic: not before it is clear what is still here.
+    settleHere().then(() => liveness?.run(stop.signal)),
+    runPublisher(
+      {
+        docker,
+        store,
+        records,
+        log,
+        // A store of this node alone has no other writer.
+        elect: (swarm, signal) =>
+          replica ? leadership.elect(swarm?.leader ?? false, signal) : Promise.resolve(swarm && []),
+        observed: (observation, elected) => collector.collect(observation, elected),
+      },
+      stop.signal,
+    ),
+  ]);
+
+  // Stopping leaves the kernel as it is: running tasks go on without us, and the next start takes over from there.
+  docker.close();
+  await Promise.all([close(server), close(admin)]);
+  await store.close();
+  log.info({}, 'Causeway has stopped; networks go on as they are');
+}
+
+for (const signal of ['SIGTERM', 'SIGINT'] as const) process.once(signal, () => stop.abort());
+
+main().catch((error: unknown) => {
+  // Docker copies standard error into its own log, and says of a plugin that ends only that it could not be reached.
+  process.stderr.write(
+    `causeway: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n`,
+  );
+  process.exitCode = 1;
+  process.exit();
+});

@@ -1,0 +1,349 @@
+// Owns Docker's network driver: what each of its calls means for the records and the endpoints' links.
+// Must not call Docker, whose locks are held meanwhile, and must not know HTTP.
+import { isDeepStrictEqual } from 'node:util';
+import { fabricOverhead } from '../net/fabric.ts';
+import { createVeth, deleteLink } from '../net/links.ts';
+import { peerName, vethName } from '../net/names.ts';
+import type { Runner } from '../net/run.ts';
+import type { Sysctl } from '../net/sysctl.ts';
+import type { Ipam } from '../ipam/ipam.ts';
+import {
+  endpointKey,
+  presenceKey,
+  type EndpointRecord,
+  type NetworkRecord,
+  type Records,
+} from '../store/records.ts';
+import type { z } from 'zod';
+import type { Datapath } from './datapath.ts';
+import { RequestError } from './errors.ts';
+import { parseNetworkOptions, refusedOption } from './options.ts';
+import type * as protocol from './protocol.ts';
+import { label } from './protocol.ts';
+import type { Reconciler } from './reconciler.ts';
+
+export interface NetworkDriverOptions {
+  records: Records;
+  ipam: Ipam;
+  reconciler: Reconciler;
+  datapath: Datapath;
+  run: Runner;
+  sysctl: Sysctl;
+  /** This node's id in records. */
+  node: string;
+}
+
+/** What only this node says of itself is said also while the store is away. */
+const own = { offline: true };
+
+type Request<S extends z.ZodType> = z.infer<S>;
+
+export class NetworkDriver {
+  readonly #options: NetworkDriverOptions;
+
+  constructor(options: NetworkDriverOptions) {
+    this.#options = options;
+  }
+
+  /** `global`: Swarm's leader asks for allocation. A `local` driver gets neither VIPs nor cluster-wide addresses. */
+  capabilities() {
+    return { Scope: 'global', ConnectivityScope: 'global', GwAllocChecker: true };
+  }
+
+  /** Every Causeway network has a gateway: published ports answer through it even on an internal one. */
+  checkGatewayAllocation() {
+    return { SkipIPv4: false, SkipIPv6: true };
+  }
+
+  /** On Swarm's leader, for a new network and again at every election. @returns the options for CreateNetwork */
+  async allocateNetwork(
+    request: Request<typeof protocol.AllocateNetwork>,
+  ): Promise<{ Options: Record<string, string> }> {
+    const { NetworkID } = request;
+    const { ipam, records } = this.#options;
+    // Swarm adds what it was answered before to what it asks with: a reason of then may be gone by now.
+    const { [refusedOption]: _, ...options } = request.Options;
+    const impossible = troubleOf(() => addressing(request));
+    if (impossible !== undefined) return { Options: { ...options, [refusedOption]: impossible } };
+    const { subnet, gateway } = addressing(request);
+    const refused =
+      (await ipam.refusal(subnet)) ??
+      (await ipam.bindPool({ space: 'global', pool: subnet, network: NetworkID, gateway })) ??
+      troubleOf(() => parseNetworkOptions(options));
+    const mtu = refused === undefined ? parseNetworkOptions(options).mtu : undefined;
+    await records.networks.update(NetworkID, (before) => {
+      const next: NetworkRecord = {
+        v: 1,
+        id: NetworkID,
+        subnet,
+        gateway,
+        ...(mtu === undefined ? {} : { mtu }),
+        internal: before?.internal ?? false,
+        ...(before?.name === undefined ? {} : { name: before.name }),
+        ...(refused === undefined ? {} : { refused }),
+        allocated: true,
+      };
+      // A replay at the election of a leader, which must succeed while the store is away.
+      return isDeepStrictEqual(before, next) ? before : next;
+    });
+    return { Options: { ...options, ...(refused === undefined ? {} : { [refusedOption]: refused }) } };
+  }
+
+  async freeNetwork({ NetworkID }: Request<typeof protocol.NetworkOnly>): Promise<void> {
+    const { records } = this.#options;
+    await records.networks.update(NetworkID, (record) => record && { ...record, allocated: false });
+    await this.#forgetUnused(NetworkID);
+    await this.#options.ipam.unbindPool({ space: 'global', network: NetworkID });
+  }
+
+  /** On a node, with the first task of the network there. */
+  async createNetwork(request: Request<typeof protocol.CreateNetwork>): Promise<void> {
+    const { NetworkID, Options } = request;
+    const { datapath, reconciler, records, ipam, node } = this.#options;
+    const generic = (Options[label.generic] ?? {}) as Record<string, unknown>;
+    const refused = generic[refusedOption];
+    if (typeof refused === 'string') throw new RequestError('refused', refused);
+    if (Options[label.enableIPv6] === true) {
+      throw new RequestError(
+        'no-ipv6',
+        'IPv6 is not available on Causeway networks yet: create the network without --ipv6',
+      );
+    }
+    if (Options[label.enableIPv4] === false) {
+      throw new RequestError(
+        'no-ipv4',
+        'a Causeway network needs IPv4: create the network without --ipv4=false',
+      );
+    }
+    const { mtu } = parseNetworkOptions(generic);
+    const { subnet, gateway } = addressing(request);
+    const { device } = await datapath.readUnderlay();
+    const sandboxMtu = await this.#sandboxMtu();
+    if (mtu !== undefined && mtu > sandboxMtu) {
+      throw new RequestError(
+        'mtu-too-large',
+        `network option ${label.mtu}=${mtu} is larger than ${sandboxMtu}, what is left behind the fabric of the smallest MTU ` +
+          `between the nodes (here ${device}): lower it, or raise the MTU of the underlay`,
+      );
+    }
+    const taken = await ipam.bindPool({ space: 'local', pool: subnet, network: NetworkID, gateway });
+    if (taken !== undefined) throw new RequestError('pool-taken', taken);
+    const before = await records.presence.get(presenceKey({ network: NetworkID, node }));
+    const known = await records.networks.get(NetworkID);
+    const as: NetworkRecord = {
+      v: 1,
+      id: NetworkID,
+      subnet,
+      gateway,
+      ...(mtu === undefined ? {} : { mtu }),
+      internal: Options[label.internal] === true,
+      ...(known?.value.name === undefined ? {} : { name: known.value.name }),
+      allocated: known?.value.allocated ?? false,
+    };
+    await records.networks.update(
+      NetworkID,
+      (record) => (isDeepStrictEqual(record, as) ? record : { ...as, allocated: record?.allocated ?? false }),
+      own,
+    );
+    await records.presence.put(
+      presenceKey({ network: NetworkID, node }),
+      { v: 1, network: NetworkID, node },
+      own,
+    );
+    try {
+      await reconciler.pass();
+    } catch (error) {
+      if (before === undefined) await this.deleteNetwork({ NetworkID }).catch(() => undefined);
+      throw error;
+    }
+  }
+
+  async deleteNetwork({ NetworkID }: Request<typeof protocol.NetworkOnly>): Promise<void> {
+    const { records, ipam, reconciler, node } = this.#options;
+    await records.presence.delete(presenceKey({ network: NetworkID, node }), own);
+    await this.#forgetUnused(NetworkID);
+    await ipam.unbindPool({ space: 'local', network: NetworkID });
+    await reconciler.pass();
+  }
+
+  /** @returns the fields of the interface that Docker left to us */
+  async createEndpoint(
+    request: Request<typeof protocol.CreateEndpoint>,
+  ): Promise<{ Interface: { MacAddress?: string } }> {
+    const { NetworkID, EndpointID, Interface } = request;
+    const { records, node } = this.#options;
+    const network = await this.#network(NetworkID);
+    const address = Interface?.Address.split('/', 1)[0] ?? '';
+    if (address === '') {
+      throw new RequestError(
+        'no-address',
+        'the endpoint has no IPv4 address: create the network with --ipam-driver set to this plugin too',
+      );
+    }
+    await this.#assertFree(address, EndpointID, network);
+    const wanted = Interface?.MacAddress ?? '';
+    const mac = wanted === '' ? macOf(address) : wanted;
+    const record: EndpointRecord = { v: 1, id: EndpointID, network: NetworkID, node, address, mac };
+    await records.endpoints.update(endpointKey(record), (before) => ({ ...record, ...joined(before) }), own);
+    return { Interface: wanted === '' ? { MacAddress: mac } : {} };
+  }
+
+  async deleteEndpoint({ NetworkID, EndpointID }: Request<typeof protocol.EndpointOnly>): Promise<void> {
+    const { records, reconciler, run } = this.#options;
+    await records.endpoints.delete(endpointKey({ network: NetworkID, id: EndpointID }), own);
+    await deleteLink(run, vethName(EndpointID));
+    await reconciler.pass();
+  }
+
+  async operationalInfo({ NetworkID, EndpointID }: Request<typeof protocol.EndpointOnly>) {
+    const { mac } = await this.#endpoint(NetworkID, EndpointID);
+    return { Value: { 'com.docker.network.endpoint.macaddress': mac } };
+  }
+
+  /** Makes the link Docker moves into the sandbox; when this returns, the endpoint's routes and rules are in place. */
+  async join({ NetworkID, EndpointID, SandboxKey }: Request<typeof protocol.Join>) {
+    const { records, reconciler, datapath, run, sysctl } = this.#options;
+    const network = await this.#network(NetworkID);
+    const endpoint = await this.#endpoint(NetworkID, EndpointID);
+    // Again: of two endpoints that were created with one address, the first to join has it.
+    await this.#assertFree(endpoint.address, EndpointID, network);
+    const mtu = network.mtu ?? (await this.#sandboxMtu());
+    await createVeth(run, sysctl, { endpointId: EndpointID, mac: endpoint.mac, mtu });
+    // Asked a second time, because the answer was lost: with the first link the kernel dropped the route over it.
+    if (endpoint.sandbox !== undefined) datapath.distrust();
+    try {
+      await records.endpoints.update(
+        endpointKey(endpoint),
+        (record) => record && { ...record, sandbox: SandboxKey },
+        own,
+      );
+      await reconciler.pass();
+    } catch (error) {
+      await this.leave({ NetworkID, EndpointID }).catch(() => undefined);
+      await deleteLink(run, vethName(EndpointID));
+      throw error;
+    }
+    return {
+      InterfaceName: { SrcName: peerName(EndpointID), DstPrefix: 'eth' },
+      Gateway: network.gateway,
+    };
+  }
+
+  async leave({ NetworkID, EndpointID }: Request<typeof protocol.EndpointOnly>): Promise<void> {
+    const { records, reconciler } = this.#options;
+    const key = endpointKey({ network: NetworkID, id: EndpointID });
+    await records.endpoints.update(
+      key,
+      (record) => {
+        if (record === undefined) return undefined;
+        const { sandbox: _, ...rest } = record;
+        return rest;
+      },
+      own,
+    );
+    await reconciler.pass();
+  }
+
+  /** Asked for the endpoint that is the sandbox's gateway, with the ports it publishes by itself (mode=host). */
+  programExternalConnectivity({ Options }: Request<typeof protocol.ProgramExternalConnectivity>): void {
+    const ports = Options[label.portMap];
+    if (Array.isArray(ports) && ports.length > 0) {
+      throw new RequestError(
+        'no-host-ports',
+        'ports of a single container (docker run -p, or mode=host) are not available on Causeway networks yet: ' +
+          'publish them for a service, docker service create -p PUBLISHED:TARGET (mode=ingress)',
+      );
+    }
+  }
+
+  /** What every node of the cluster can carry: a larger packet would be lost on its way to the others. */
+  async #sandboxMtu(): Promise<number> {
+    const { records, datapath } = this.#options;
+    const nodes = (await records.nodes.list()).rows.map(({ value }) => value.mtu - fabricOverhead);
+    return Math.min(await datapath.sandboxMtu(), ...nodes);
+  }
+
+  /** Deletes the record of a network that neither Swarm nor any node has. */
+  async #forgetUnused(id: string): Promise<void> {
+    const { records } = this.#options;
+    if ((await records.presence.ids(`${id}/`)).length > 0) return;
+    await records.networks.update(id, (record) => (record?.allocated === true ? record : undefined), own);
+  }
+
+  async #network(id: string): Promise<NetworkRecord> {
+    const row = await this.#options.records.networks.get(id);
+    if (row !== undefined) return row.value;
+    throw new RequestError(
+      'unknown-network',
+      `network ${id} is not known to Causeway on this node: remove it and create it again (its state was lost)`,
+    );
+  }
+
+  async #endpoint(network: string, id: string): Promise<EndpointRecord> {
+    const row = await this.#options.records.endpoints.get(endpointKey({ network, id }));
+    if (row !== undefined) return row.value;
+    throw new RequestError(
+      'unknown-endpoint',
+      `endpoint ${id} is not known to Causeway on this node: start its container again`,
+    );
+  }
+
+  /** @throws {RequestError} when another endpoint of the network has the address and its sandbox is alive */
+  async #assertFree(address: string, endpointId: string, { id, name = id }: NetworkRecord): Promise<void> {
+    const { rows } = await this.#options.records.endpoints.list(`${id}/`);
+    const twin = rows.find(({ value }) => value.address === address && value.id !== endpointId)?.value;
+    if (twin === undefined || (twin.node === this.#options.node && !(await this.#isAlive(twin)))) return;
+    throw new RequestError(
+      'address-in-use',
+      `address ${address} is in use by endpoint ${twin.id.slice(0, 12)} on network ${name}: choose another --ip, or none`,
+    );
+  }
+
+  async #isAlive({ id }: EndpointRecord): Promise<boolean> {
+    this.#options.datapath.distrust();
+    return (await this.#options.datapath.links([])).has(vethName(id));
+  }
+}
+
+function joined(before: EndpointRecord | undefined): { sandbox?: string } {
+  return before?.sandbox === undefined ? {} : { sandbox: before.sandbox };
+}
+
+/** @throws {RequestError} unless there is exactly one IPv4 subnet with a gateway */
+function addressing({
+  IPv4Data,
+  IPv6Data,
+}: Pick<Request<typeof protocol.CreateNetwork>, 'IPv4Data' | 'IPv6Data'>) {
+  const [data, ...others] = IPv4Data;
+  if (data === undefined || others.length > 0 || IPv6Data.length > 0) {
+    throw new RequestError(
+      'one-subnet',
+      'a Causeway network has exactly one IPv4 subnet: give --subnet once, or not at all',
+    );
+  }
+  const gateway = data.Gateway.split('/', 1)[0] ?? '';
+  if (gateway === '') {
+    throw new RequestError(
+      'no-gateway',
+      'the network has no gateway: create it with --ipam-driver set to this plugin too',
+    );
+  }
+  return { subnet: data.Pool, gateway };
+}
+
+/** @returns what is wrong with the request, in words for the user; undefined if nothing is */
+function troubleOf(check: () => unknown): string | undefined {
+  try {
+    check();
+    return undefined;
+  } catch (error) {
+    if (error instanceof RequestError) return error.message;
+    throw error;
+  }
+}
+
+/** A locally administered unicast address made of the IPv4 address, so that a neighbour's cache survives a restart. */
+function macOf(address: string): string {
+  const octets = address.split('.').map((octet) => Number(octet).toString(16).padStart(2, '0'));
+  return ['02', '42', ...octets].join(':');
+}
