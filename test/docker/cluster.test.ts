@@ -1,0 +1,292 @@
+// Owns the test of a three-node Swarm in real Docker Engines with real Consul servers: the mesh over all nodes, and what
+// happens when a part of it is lost.
+// Must not reach into the plugin: what a user of docker can see and do is what counts.
+import assert from 'node:assert/strict';
+import { pluginName } from '../../rootfs/create.ts';
+import { imageName, loadImage, prepareImage } from '../lab/image.ts';
+import { Lab } from '../lab/lab.ts';
+import type { LabNode } from '../lab/node.ts';
+import { until } from '../lab/processes.ts';
+import { slowness } from '../slowness.ts';
+import { ask, askFrom, clients, errors, tasks } from './questions.ts';
+
+interface Status {
+  nodes: { name: string; hidden: boolean }[];
+  kernel: { settled: boolean };
+  store: { connected: boolean; pending: number };
+}
+
+const patience = { timeoutMs: 60_000 * slowness, everyMs: 300 };
+
+describe('a three-node Swarm in real Docker Engines', function () {
+  this.timeout(300_000 * slowness);
+  let lab: Lab;
+  let first: LabNode;
+
+  const docker = async (...args: string[]): Promise<string> => (await first.docker(args)).stdout;
+  const status = async (node: LabNode): Promise<Status> => (await node.admin('/status')) as Status;
+  const url = (node: LabNode, port = 8080): string => `http://${node.address}:${port}/`;
+
+  /** Ids of the running containers of a service on a node. */
+  async function running(node: LabNode, service: string): Promise<string[]> {
+    const filter = `label=com.docker.swarm.service.name=${service}`;
+    const { stdout } = await node.docker(['ps', '--quiet', '--no-trunc', '--filter', filter]);
+    return stdout.split('\n').filter(Boolean);
+  }
+
+  async function createService(name: string, ...words: string[]): Promise<void> {
+    const create = ['service', 'create', '--detach', '--quiet', '--no-resolve-image', '--name', name];
+    await docker(...create, ...words, imageName, 'serve', '--http', '80', '--echo', '7');
+  }
+
+  /** Waits until the port answers from this many tasks on each of the nodes, without an error. */
+  async function serving(port: number, count: number, nodes: readonly LabNode[] = lab.nodes): Promise<void> {
+    for (const node of nodes)
+      await until(
+        `port ${port} of ${node.name} answers from ${count} tasks`,
+        async () => {
+          const words = ['http', url(node, port), '--count', String(2 * count), '--timeout', '1000'];
+          const list = await ask(lab.client, words);
+          return tasks(list).length === count && errors(list).length === 0;
+        },
+        patience,
+      );
+  }
+
+  before(async () => {
+    const image = await prepareImage();
+    await Lab.down('test-cluster');
+    lab = await Lab.up({ name: 'test-cluster', nodes: 3 });
+    ({ first } = lab);
+    await Promise.all(lab.nodes.map((node) => loadImage(node, image)));
+    await lab.startConsul({ servers: 3 });
+    await lab.installPlugin({ set: { CAUSEWAY_STORE: lab.consulStore } });
+    await lab.formSwarm({ managers: 3 });
+    await until(
+      'all nodes know each other',
+      async () => {
+        const seen = await Promise.all(lab.nodes.map((node) => status(node).catch(() => undefined)));
+        return seen.every((one) => one?.nodes.length === 3);
+      },
+      patience,
+    );
+    const network = [
+      'network',
+      'create',
+      '--driver',
+      pluginName,
+      '--ipam-driver',
+      pluginName,
+      '--scope',
+      'swarm',
+    ];
+    await docker(...network, '--attachable', '--subnet', '10.99.0.0/24', 'front');
+    await docker(...network, 'back');
+    const published = ['-p', '8080:80', '-p', '8081:7/udp', '-p', '8082:7'];
+    await createService(
+      'web',
+      '--network',
+      'front',
+      '--replicas',
+      '6',
+      ...published,
+      '--stop-grace-period',
+      '2s',
+    );
+    await createService('asker', '--network', 'front', '--mode', 'global');
+    await createService('stranger', '--network', 'back');
+    await serving(8080, 6);
+    await until(
+      'an asker runs everywhere',
+      async () => {
+        const counts = await Promise.all(lab.nodes.map((node) => running(node, 'asker')));
+        return counts.every(({ length }) => length === 1);
+      },
+      patience,
+    );
+  });
+  after(() => Lab.down('test-cluster'));
+
+  it('answers on each node’s published port from all tasks, which see the client’s address', async () => {
+    for (const node of lab.nodes) {
+      const list = await ask(lab.client, ['http', url(node), '--count', '12']);
+      assert.deepEqual([tasks(list).length, clients(list), errors(list)], [6, [lab.client.address], []]);
+      const datagrams = await ask(lab.client, ['udp', `${node.address}:8081`, '--count', '12']);
+      assert.deepEqual([tasks(datagrams).length, clients(datagrams)], [6, [lab.client.address]]);
+    }
+    const counts = await Promise.all(lab.nodes.map((node) => running(node, 'web')));
+    assert.ok(
+      counts.every(({ length }) => length > 0),
+      'tasks run on each node',
+    );
+  });
+
+  it('answers on the VIP from a task of each node, and each node itself', async () => {
+    for (const node of lab.nodes) {
+      const [asker] = await running(node, 'asker');
+      const list = await askFrom(node, asker, ['http', 'http://web/', '--count', '12']);
+      assert.deepEqual([tasks(list).length, errors(list)], [6, []], node.name);
+      const own = await ask(node, ['http', 'http://127.0.0.1:8080/', '--count', '12']);
+      assert.deepEqual([tasks(own).length, errors(own)], [6, []], node.name);
+    }
+  });
+
+  it('keeps two networks apart', async () => {
+    const vips = await docker(
+      'service',
+      'inspect',
+      '--format',
+      '{{(index .Endpoint.VirtualIPs 0).Addr}}',
+      'web',
+    );
+    const [vip = ''] = vips.split('/');
+    for (const node of lab.nodes)
+      for (const container of await running(node, 'stranger')) {
+        const list = await askFrom(node, container, [
+          'http',
+          `http://${vip}/`,
+          '--count',
+          '1',
+          '--timeout',
+          '700',
+        ]);
+        assert.deepEqual(tasks(list), []);
+      }
+  });
+
+  it('lets attachable containers take part, on every node', async () => {
+    for (const node of lab.nodes) {
+      const { stdout: container } = await node.docker([
+        'run',
+        '--detach',
+        '--network',
+        'front',
+        imageName,
+        'serve',
+      ]);
+      const list = await askFrom(node, container, ['http', 'http://web/', '--count', '12']);
+      assert.deepEqual([tasks(list).length, errors(list)], [6, []], node.name);
+      await node.docker(['rm', '--force', container]);
+    }
+  });
+
+  it('goes on without Consul: no request fails, a crashed task is replaced, and afterwards all agree', async () => {
+    await lab.stopConsul(undefined, { kill: true });
+    const words = ['--count', '1500', '--interval', '20', '--timeout', '3000'];
+    const asking = lab.nodes.map((node) => ask(lab.client, ['http', url(node), ...words]));
+    const [victim] = await running(first, 'asker');
+    await first.docker(['kill', victim ?? '']);
+    await until(
+      'the crashed task is replaced',
+      async () => {
+        const [next] = await running(first, 'asker');
+        if (next === undefined || next === victim) return false;
+        const list = await askFrom(first, next, [
+          'http',
+          'http://web/',
+          '--count',
+          '12',
+          '--timeout',
+          '1000',
+        ]);
+        return tasks(list).length === 6 && errors(list).length === 0;
+      },
+      patience,
+    );
+    await docker('service', 'update', '--detach', '--quiet', '--publish-add', '8085:80', 'asker');
+    await serving(8085, 3);
+    for (const answers of await Promise.all(asking)) {
+      assert.deepEqual(errors(answers), []);
+      assert.equal(answers.length, 1500);
+    }
+    await lab.startConsul();
+    await until(
+      'every node and the store agree',
+      async () => {
+        const states = await Promise.all(lab.nodes.map(status));
+        if (!states.every(({ store, kernel }) => store.connected && store.pending === 0 && kernel.settled))
+          return false;
+        const diffs = await Promise.all(lab.nodes.map((node) => node.admin('/diff')));
+        return diffs.every((diff) => JSON.stringify(diff) === '{"missing":[],"extra":[],"different":[]}');
+      },
+      patience,
+    );
+    await serving(8080, 6);
+  });
+
+  it('does not notice that Consul’s leader is lost', async () => {
+    const words = ['--count', '500', '--interval', '20', '--timeout', '3000'];
+    const asking = lab.nodes.map((node) => ask(lab.client, ['http', url(node), ...words]));
+    await lab.stopConsul(first, { kill: true });
+    await docker('service', 'scale', '--detach', 'web=5');
+    await serving(8080, 5);
+    for (const answers of await Promise.all(asking)) assert.deepEqual(errors(answers), []);
+    await lab.startConsul();
+    await docker('service', 'scale', '--detach', 'web=6');
+    await serving(8080, 6);
+  });
+
+  it('gets over the loss of the leading manager’s power, and its return', async () => {
+    const others = lab.nodes.slice(1);
+    const [second] = others;
+    assert.ok(second);
+    await lab.kill(first);
+    await until(
+      'its tasks are hidden',
+      async () => {
+        const states = await Promise.all(others.map(status));
+        return states.every(({ nodes }) => nodes.some(({ hidden }) => hidden));
+      },
+      patience,
+    );
+    for (const node of others) {
+      const list = await ask(lab.client, ['http', url(node), '--count', '24', '--timeout', '2000']);
+      assert.deepEqual(errors(list), [], node.name);
+    }
+    // Swarm starts its tasks elsewhere once it takes the node for lost.
+    await serving(8080, 6, others);
+    await lab.boot(first);
+    await serving(8080, 6);
+    await until(
+      'nobody is hidden',
+      async () => {
+        const states = await Promise.all(lab.nodes.map((node) => status(node).catch(() => undefined)));
+        return states.every((one) => one?.nodes.every(({ hidden }) => !hidden));
+      },
+      patience,
+    );
+  });
+
+  it('leaves nothing when everything is removed', async () => {
+    // The managers may be electing still: the one that came back takes part.
+    await until(
+      'the services are removed',
+      async () => {
+        await first.docker(['service', 'rm', 'web', 'asker', 'stranger'], { reject: false });
+        const left = await first.docker(['service', 'ls', '--quiet'], { reject: false });
+        return !left.failed && left.stdout === '';
+      },
+      patience,
+    );
+    await until(
+      'the networks can be removed',
+      async () => {
+        await first.docker(['network', 'rm', 'front', 'back'], { reject: false });
+        return !/front|back/.test(await docker('network', 'ls', '--format', '{{.Name}}'));
+      },
+      patience,
+    );
+    for (const node of lab.nodes)
+      await until(
+        `the kernel of ${node.name} is as it was`,
+        async () => {
+          const { stdout: rules } = await node.exec(['nft', 'list', 'ruleset'], { reject: false });
+          const { stdout: links } = await node.exec(['ip', '-o', 'link']);
+          const { stdout: policy } = await node.exec(['ip', 'rule']);
+          return ![rules, links, policy].some((text) => /causeway|cw-|proto 197/.test(text));
+        },
+        // What the node lost with its power is collected a minute after it was missed.
+        { ...patience, timeoutMs: 150_000 * slowness },
+      );
+  });
+});

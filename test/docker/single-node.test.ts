@@ -1,0 +1,441 @@
+// Owns the test of the main job in a real Docker Engine: a one-node Swarm, the plugin as built, real services.
+// CAUSEWAY_TEST_LB names the engine this kernel must lead to, CAUSEWAY_TEST_DOCKER a data root of Docker that has the
+// image and the plugin already. The tests marked #main are those for which there is time on an emulated processor.
+// Must not reach into the plugin: what a user of docker can see and do is what counts.
+import assert from 'node:assert/strict';
+import { join } from 'node:path';
+import { pluginDir } from '../../rootfs/build.ts';
+import { imageName, loadImage, prepareImage } from '../lab/image.ts';
+import { Lab } from '../lab/lab.ts';
+import { enablePlugin, readDockersPrograms, reviveWhereSlow } from '../lab/slow.ts';
+import { signal, until } from '../lab/processes.ts';
+import type { Host, LabNode } from '../lab/node.ts';
+import { slowness } from '../slowness.ts';
+
+const echo = join(import.meta.dirname, '../lab/image/echo.ts');
+const plugin = 'causeway/net:latest';
+const engine = process.env['CAUSEWAY_TEST_LB'] ?? 'nft';
+const dataRoot = process.env['CAUSEWAY_TEST_DOCKER'];
+
+interface Answer {
+  task?: string;
+  client?: string;
+  error?: string;
+}
+
+function answers(stdout: string): Answer[] {
+  return stdout
+    .split('\n')
+    .filter((line) => line.startsWith('{'))
+    .map((line) => JSON.parse(line) as Answer);
+}
+
+/** The options that give an echo client's requests this long. */
+const patience = (seconds: number): string[] => ['--timeout', String(seconds * 1000 * slowness)];
+
+/** Asks an echo server from a host. @returns one answer per request, errors among them */
+async function ask(host: Host, words: readonly string[]): Promise<Answer[]> {
+  const { stdout, stderr } = await host.exec([process.execPath, echo, ...patience(3), ...words], {
+    reject: false,
+  });
+  const list = answers(stdout);
+  return list.length === 0 ? [{ error: stderr }] : list;
+}
+
+/** Waits for what takes this many seconds at most on a plain machine. Not too often: every look costs a few programs. */
+const eventually = (what: string, done: () => Promise<boolean>, seconds: number): Promise<boolean> =>
+  until(what, done, { timeoutMs: seconds * 1000 * slowness, everyMs: 250 * slowness });
+
+const tasks = (list: Answer[]): string[] => [...new Set(list.flatMap(({ task }) => task ?? []))].sort();
+const clients = (list: Answer[]): string[] => [...new Set(list.flatMap(({ client }) => client ?? []))].sort();
+const errors = (list: Answer[]): string[] => list.flatMap(({ error }) => error ?? []);
+
+/** What of Causeway is in a node's kernel, one line each. */
+async function traces(node: LabNode): Promise<string[]> {
+  const { stdout: rules } = await node.exec(['nft', 'list', 'ruleset'], { reject: false });
+  const { stdout: links } = await node.exec(['ip', '-o', 'link']);
+  const { stdout: routes } = await node.exec(['ip', 'route', 'show', 'table', 'all', 'proto', '197']);
+  return [
+    ...rules.split('\n').filter((line) => /causeway|cw-/.test(line)),
+    ...links.split('\n').filter((line) => line.includes('cw-')),
+    routes,
+  ].filter(Boolean);
+}
+
+describe(`a one-node Swarm in a real Docker Engine, engine ${engine}`, function () {
+  this.timeout(180_000 * slowness);
+  let lab: Lab;
+  let node: LabNode;
+  /** By its id: by name, every task would first look for a registry. */
+  let image: string;
+
+  const docker = async (...args: string[]): Promise<string> => (await node.docker(args)).stdout;
+
+  async function running(service: string): Promise<string[]> {
+    const list = await docker(
+      'ps',
+      '--quiet',
+      '--no-trunc',
+      '--filter',
+      `label=com.docker.swarm.service.name=${service}`,
+    );
+    return list.split('\n').filter(Boolean);
+  }
+
+  /** Waits until the service has this many running tasks and the mesh answers from each of them. */
+  async function serving(service: string, port: number, count: number): Promise<void> {
+    await eventually(
+      `${service} answers from ${count} tasks`,
+      async () => {
+        if ((await running(service)).length !== count) return false;
+        const list = await ask(lab.client, [
+          'http',
+          `http://${node.address}:${port}/`,
+          '--count',
+          String(2 * count),
+          ...patience(1),
+        ]);
+        return tasks(list).length === count && errors(list).length === 0;
+      },
+      60,
+    );
+  }
+
+  async function createService(name: string, ...words: string[]): Promise<void> {
+    await docker(
+      'service',
+      'create',
+      '--detach',
+      '--quiet',
+      '--no-resolve-image',
+      '--name',
+      name,
+      ...words,
+      image,
+      'serve',
+      '--http',
+      '80',
+      '--echo',
+      '7',
+    );
+  }
+
+  const inTask = async (container: string | undefined, ...words: string[]): Promise<Answer[]> => {
+    const { stdout, stderr } = await node.docker(
+      ['exec', container ?? '', 'node', '/echo.ts', ...patience(3), ...words],
+      { reject: false },
+    );
+    const list = answers(stdout);
+    return list.length === 0 ? [{ error: stderr }] : list;
+  };
+
+  before(async () => {
+    await Lab.down('test-docker');
+    if (dataRoot === undefined) {
+      const archive = await prepareImage();
+      lab = await Lab.up({ name: 'test-docker' });
+      node = lab.first;
+      await loadImage(node, archive);
+      await docker('plugin', 'create', plugin, pluginDir);
+    } else {
+      await readDockersPrograms();
+      lab = await Lab.up({ name: 'test-docker', data: [dataRoot] });
+      node = lab.first;
+    }
+    image = await docker('images', '--quiet', '--no-trunc', imageName);
+    await enablePlugin(node, plugin);
+    await lab.formSwarm();
+    await docker('network', 'create', '-d', plugin, '--ipam-driver', plugin, '--scope', 'swarm', 'front');
+    await createService(
+      'web',
+      '--network',
+      'front',
+      '--replicas',
+      '3',
+      '-p',
+      '8080:80',
+      '-p',
+      '8081:7/udp',
+      '-p',
+      '8082:7',
+      '--stop-grace-period',
+      '2s',
+    );
+    await serving('web', 8080, 3);
+  });
+  after(() => lab.down());
+
+  it('chose the engine for this kernel by itself #main', async () => {
+    const { engine: chosen } = (await node.admin('/status')) as { engine: { name: string } };
+    assert.equal(chosen.name, engine);
+  });
+
+  it('answers on the published port from every task, which sees the client’s address #main', async () => {
+    const list = await ask(lab.client, ['http', `http://${node.address}:8080/`, '--count', '9']);
+    assert.deepEqual(errors(list), []);
+    assert.equal(tasks(list).length, 3);
+    assert.deepEqual(clients(list), [lab.client.address]);
+    const datagrams = await ask(lab.client, ['udp', `${node.address}:8081`, '--count', '9']);
+    assert.equal(tasks(datagrams).length, 3);
+    assert.deepEqual(clients(datagrams), [lab.client.address]);
+  });
+
+  it('answers on the VIP, which Docker’s own DNS tells, from another task #main', async () => {
+    await createService('asker', '--network', 'front');
+    await eventually('asker runs', async () => (await running('asker')).length === 1, 60);
+    const list = await inTask((await running('asker'))[0], 'http', 'http://web/', '--count', '9');
+    assert.deepEqual(errors(list), []);
+    assert.equal(tasks(list).length, 3);
+  });
+
+  it('answers the node itself, by its address and by 127.0.0.1 #main', async () => {
+    for (const address of [node.address, '127.0.0.1']) {
+      const list = await ask(node, ['http', `http://${address}:8080/`, '--count', '6']);
+      assert.deepEqual([tasks(list).length, errors(list)], [3, []], address);
+    }
+  });
+
+  it('follows the scale up and down', async () => {
+    for (const count of [5, 2]) {
+      await docker('service', 'scale', '--detach', `web=${count}`);
+      await serving('web', 8080, count);
+    }
+  });
+
+  it('refuses at scale zero, and comes back from it', async () => {
+    await docker('service', 'scale', '--detach', 'web=0');
+    const refused = async (): Promise<boolean> => {
+      const list = await ask(lab.client, [
+        'http',
+        `http://${node.address}:8080/`,
+        '--count',
+        '1',
+        ...patience(1),
+      ]);
+      return /ECONNREFUSED/.test(errors(list)[0] ?? '');
+    };
+    await eventually('the port refuses', refused, 30);
+    await docker('service', 'scale', '--detach', 'web=3');
+    await serving('web', 8080, 3);
+  });
+
+  it('loses no request while a service is scaled down', async () => {
+    await docker('service', 'scale', '--detach', 'web=6');
+    await serving('web', 8080, 6);
+    const asking = ask(lab.client, [
+      'http',
+      `http://${node.address}:8080/`,
+      '--count',
+      '300',
+      '--interval',
+      '20',
+      ...patience(2),
+    ]);
+    await docker('service', 'scale', '--detach', 'web=3');
+    const list = await asking;
+    assert.deepEqual(errors(list), []);
+    assert.equal(list.length, 300);
+    await serving('web', 8080, 3);
+  });
+
+  it('lets an attachable container take part', async () => {
+    await docker(
+      'network',
+      'create',
+      '-d',
+      plugin,
+      '--ipam-driver',
+      plugin,
+      '--scope',
+      'swarm',
+      '--attachable',
+      '--subnet',
+      '10.99.0.0/24',
+      'open',
+    );
+    await createService('api', '--network', 'open', '--replicas', '2');
+    await eventually('api runs', async () => (await running('api')).length === 2, 60);
+    const container = await docker(
+      'run',
+      '--detach',
+      '--network',
+      'open',
+      '--ip',
+      '10.99.0.200',
+      image,
+      'serve',
+    );
+    await eventually(
+      'the container reaches both',
+      async () => tasks(await inTask(container, 'http', 'http://api/', '--count', '4')).length === 2,
+      20,
+    );
+    const list = await inTask(container, 'http', 'http://api/', '--count', '4');
+    assert.deepEqual(clients(list), ['10.99.0.200']);
+    await assert.rejects(
+      docker('run', '--rm', '--network', 'open', '--ip', '10.99.0.200', image, 'serve'),
+      /10\.99\.0\.200 is in use/,
+    );
+    await docker('rm', '--force', container);
+    await docker('service', 'rm', 'api');
+  });
+
+  it('answers on a published port of a service that is on two networks', async () => {
+    await docker('network', 'create', '-d', plugin, '--ipam-driver', plugin, '--scope', 'swarm', 'back');
+    // By name `back` comes before `front`: Docker makes it the default gateway.
+    await createService(
+      'both',
+      '--network',
+      'front',
+      '--network',
+      'back',
+      '--replicas',
+      '2',
+      '-p',
+      '8085:80',
+    );
+    await serving('both', 8085, 2);
+    assert.deepEqual(
+      clients(await ask(lab.client, ['http', `http://${node.address}:8085/`, '--count', '4'])),
+      [lab.client.address],
+    );
+    await docker('service', 'rm', 'both');
+    await eventually('its tasks are gone', async () => (await running('both')).length === 0, 30);
+    await docker('network', 'rm', 'back');
+  });
+
+  it('deploys swarm-stack.yml', async () => {
+    const stack = join(import.meta.dirname, '../../swarm-stack.yml');
+    const settings = [`WEB_IMAGE=${image}`, 'WEB_PUBLISHED=8070'];
+    const deploy = ['docker', 'stack', 'deploy', '--resolve-image=never', '-c', stack, 'demo'];
+    await node.exec(['env', ...settings, ...deploy]);
+    await serving('demo_web', 8070, 3);
+    assert.deepEqual(
+      clients(await ask(lab.client, ['http', `http://${node.address}:8070/`, '--count', '6'])),
+      [lab.client.address],
+    );
+    await docker('stack', 'rm', 'demo');
+    await eventually(
+      'the stack is gone',
+      async () => !(await docker('network', 'ls')).includes('demo_front'),
+      60,
+    );
+  });
+
+  it('shows what is wrong with a network in docker service ps', async () => {
+    const wrong: [string, string[], RegExp][] = [
+      ['option', ['-o', 'speed=fast'], /unknown network option speed/],
+      ['overlap', ['--subnet', '198.51.100.0/25'], /198\.51\.100\.\d/],
+      ['mtu', ['-o', 'com.docker.network.driver.mtu=9000'], /9000 is larger than 1450/],
+    ];
+    for (const [name, words, message] of wrong) {
+      await docker(
+        'network',
+        'create',
+        '-d',
+        plugin,
+        '--ipam-driver',
+        plugin,
+        '--scope',
+        'swarm',
+        ...words,
+        name,
+      );
+      await createService(`on-${name}`, '--network', name, '--restart-condition', 'none');
+      const said = async (): Promise<string> =>
+        docker('service', 'ps', '--no-trunc', '--format', '{{.Error}}', `on-${name}`);
+      await eventually(
+        `docker service ps tells of ${name}`,
+        async () => message.test(await said()),
+        30,
+      ).catch(async () => assert.match(await said(), message));
+      await docker('service', 'rm', `on-${name}`);
+    }
+    await eventually(
+      'the networks can be removed',
+      async () => {
+        for (const [name] of wrong) await node.docker(['network', 'rm', name], { reject: false });
+        return (await docker('network', 'ls', '--format', '{{.Name}}'))
+          .split('\n')
+          .every((name) => wrong.every(([other]) => other !== name));
+      },
+      30,
+    );
+  });
+
+  it('goes on when the plugin is killed under traffic, and serves a new service afterwards #main', async () => {
+    const asking = ask(lab.client, [
+      'http',
+      `http://${node.address}:8080/`,
+      '--count',
+      '400',
+      '--interval',
+      '20',
+      ...patience(2),
+    ]);
+    const kept = ask(lab.client, [
+      'tcp',
+      `${node.address}:8082`,
+      '--count',
+      '400',
+      '--interval',
+      '20',
+      ...patience(2),
+    ]);
+    const [pid] = await node.pidsOf('causeway');
+    assert.ok(pid);
+    signal(pid, 'SIGKILL');
+    const [list, longLived] = await Promise.all([asking, kept]);
+    assert.deepEqual(errors(list), []);
+    assert.deepEqual(errors(longLived), []);
+    await eventually(
+      'the plugin is back',
+      async () => {
+        await reviveWhereSlow(node, plugin);
+        return (await node.pidsOf('causeway')).some((other) => other !== pid);
+      },
+      30,
+    );
+    await createService('after', '--network', 'front', '-p', '8090:80');
+    await serving('after', 8090, 1);
+    await docker('service', 'rm', 'after');
+    await serving('web', 8080, 3);
+  });
+
+  for (const kill of [false, true]) {
+    it(`comes back after Docker was ${kill ? 'killed' : 'stopped'} and started again`, async () => {
+      await node.restartDocker({ kill });
+      await reviveWhereSlow(node, plugin);
+      await serving('web', 8080, 3);
+      const list = await ask(lab.client, ['http', `http://${node.address}:8080/`, '--count', '9']);
+      assert.deepEqual([errors(list), clients(list)], [[], [lab.client.address]]);
+      await eventually('asker runs', async () => (await running('asker')).length === 1, 60);
+      await eventually(
+        'the VIP answers',
+        async () =>
+          tasks(await inTask((await running('asker'))[0], 'http', 'http://web/', '--count', '6')).length ===
+          3,
+        30,
+      );
+    });
+  }
+
+  it('leaves nothing when everything is removed #main', async () => {
+    await docker('service', 'rm', 'web', 'asker');
+    await eventually('all tasks are gone', async () => (await docker('ps', '--quiet')) === '', 60);
+    await eventually(
+      'the networks can be removed',
+      async () => {
+        await node.docker(['network', 'rm', 'front', 'open'], { reject: false });
+        return !/front|open/.test(await docker('network', 'ls', '--format', '{{.Name}}'));
+      },
+      60,
+    );
+    await eventually('the kernel is as it was', async () => (await traces(node)).length === 0, 30).catch(
+      async () => assert.deepEqual(await traces(node), []),
+    );
+    await docker('plugin', 'disable', plugin);
+    await docker('plugin', 'rm', plugin);
+    assert.deepEqual(await traces(node), []);
+  });
+});

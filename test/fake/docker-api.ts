@@ -1,0 +1,66 @@
+// Owns a stand-in for the Docker Engine's API with the few lists Causeway reads, for tests that play Docker.
+// Must not grow behaviour of its own: the docker tests run the real one.
+import { createServer, type Server, type ServerResponse } from 'node:http';
+import type { Network, Node, Service, Task } from '../../swarm/docker.ts';
+
+export class FakeDockerApi {
+  networks: Network[] = [];
+  services: Service[] = [];
+  tasks: Task[] = [];
+  /** Swarm's id of the node this engine is on. */
+  id = 'node';
+  nodes: Node[] = [{ ID: 'node', Status: { State: 'ready' }, ManagerStatus: { Leader: true } }];
+  /** False: answers 503 as a worker does. */
+  manager = true;
+  /** `inactive`: not in a Swarm (any more); set `manager` to false too. */
+  swarm: 'active' | 'inactive' = 'active';
+  /** True: accepts connections and never answers, as a daemon that is starting. */
+  silent = false;
+  readonly #server: Server;
+  readonly #listeners = new Set<ServerResponse>();
+
+  constructor() {
+    this.#server = createServer((request, response) => {
+      const path = new URL(request.url ?? '/', 'http://docker').pathname.replace(/^\/v[\d.]+/, '');
+      if (this.silent) return;
+      if (path === '/events') {
+        response.writeHead(200).flushHeaders();
+        this.#listeners.add(response);
+        response.on('close', () => this.#listeners.delete(response));
+        return;
+      }
+      const [status, body] = this.#answer(path);
+      response.writeHead(status, { 'content-type': 'application/json' }).end(JSON.stringify(body));
+    });
+  }
+
+  #answer(path: string): [number, unknown] {
+    const swarm = {
+      NodeID: this.id,
+      NodeAddr: '',
+      LocalNodeState: this.swarm,
+      ControlAvailable: this.manager,
+    };
+    if (path === '/info') return [200, { Swarm: swarm }];
+    if (path === '/networks') return [200, this.networks];
+    if (!this.manager) return [503, { message: 'This node is not a swarm manager.' }];
+    if (path === '/nodes') return [200, this.nodes];
+    if (path === '/services') return [200, this.services];
+    if (path === '/tasks') return [200, this.tasks];
+    return [404, { message: 'page not found' }];
+  }
+
+  /** Says that something happened. */
+  hint(): void {
+    for (const listener of this.#listeners) listener.write('{"Type":"service","Action":"update"}\n');
+  }
+
+  async listen(path: string): Promise<void> {
+    await new Promise<void>((resolve) => this.#server.listen(path, resolve));
+  }
+
+  async close(): Promise<void> {
+    this.#server.closeAllConnections();
+    await new Promise((resolve) => this.#server.close(resolve));
+  }
+}

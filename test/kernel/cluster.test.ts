@@ -1,0 +1,221 @@
+// Owns the tests of the data path between nodes with real packets: three nodes, a real Consul, the client beside them.
+// Must not test what one node shows (datapath.test.ts), nor Docker's part. The tests marked #main are those for which
+// there is time on an emulated processor.
+import assert from 'node:assert/strict';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { isDeepStrictEqual } from 'node:util';
+import { consulPort, consulServer, prepareConsul } from '../lab/consul.ts';
+import { startCommand, type Running } from '../lab/node.ts';
+import { slowness } from '../slowness.ts';
+import { askMany } from './ask.ts';
+import type { Peer } from './peer.ts';
+import {
+  clientAddress,
+  wireAddress,
+  World,
+  type Namespace,
+  type TestEndpoint,
+  type TestNetwork,
+  type TestService,
+} from './world.ts';
+
+const engine = process.env['CAUSEWAY_TEST_LB'] ?? 'nft';
+/** Milliseconds after which what should be dropped counts as dropped. */
+const briefly = 700 * slowness;
+
+describe(`data path between nodes, engine ${engine}`, function () {
+  this.timeout(120_000 * slowness);
+  let directory: string;
+  let consul: Running;
+  let world: World;
+  let untouched: string[];
+  let front: TestNetwork;
+  let back: TestNetwork;
+  let service: TestService;
+  const web: TestEndpoint[] = [];
+  /** One on each node, on `front`. */
+  const askers: Peer[] = [];
+  let stranger: Peer;
+  let client: Peer;
+  const hosts: Peer[] = [];
+  const all = ['web0', 'web1', 'web2'];
+
+  function startConsul(wire: Namespace): Running {
+    const server = consulServer({ name: 'wire', address: wireAddress, dataDir: join(directory, 'consul') });
+    return startCommand(['setpriv', '--pdeathsig', 'KILL', '--', 'nsenter', `--net=${wire.path}`, ...server]);
+  }
+
+  before(async () => {
+    await prepareConsul();
+    directory = await mkdtemp(join(tmpdir(), 'causeway-cluster-'));
+    world = await World.up({
+      nodes: 3,
+      env: (wire) => {
+        consul = startConsul(wire);
+        return { CAUSEWAY_LB: engine, CAUSEWAY_STORE: `consul://${wireAddress}:${consulPort}` };
+      },
+    });
+    await world.everywhere(({ nodes }) => nodes.length === 3);
+    untouched = await Promise.all(world.nodes.map((node) => node.kernelState()));
+    front = await world.allocateNetwork('front', { subnet: '10.77.0.0/16' });
+    back = await world.network('back');
+    client = world.peer(world.client);
+    await client.serve({ name: 'outside', tcp: 7000, udp: 7000 });
+    for (const [index, node] of world.nodes.entries()) {
+      await world.createNetwork(front, node);
+      const endpoint = await world.attach(front, node);
+      await world.peer(endpoint.sandbox).serve({ name: `web${index}`, tcp: 80, udp: 80 });
+      web.push(endpoint);
+      askers.push(world.peer((await world.attach(front, node)).sandbox));
+      const host = world.peer(node.namespace);
+      await host.serve({ name: `node${index}`, tcp: 22 });
+      hosts.push(host);
+    }
+    stranger = world.peer((await world.attach(back)).sandbox);
+    service = await world.service('web', front, ['8080:80', '8081:80/udp'], web);
+  });
+  after(async () => {
+    await world.down();
+    consul.kill('SIGKILL');
+    await consul;
+    await rm(directory, { recursive: true });
+  });
+
+  it('answers on the published port of each node from every task, which sees the client’s address #main', async () => {
+    for (const { address } of world.nodes) {
+      assert.deepEqual(await askMany(client, address, 8080, 6), { servers: all, clients: [clientAddress] });
+      assert.deepEqual(await askMany(client, address, 8081, 6, 'udp'), {
+        servers: all,
+        clients: [clientAddress],
+      });
+    }
+  });
+
+  it('answers on the VIP from a task of each node, which the server sees #main', async () => {
+    for (const [index, asker] of askers.entries())
+      for (const protocol of ['tcp', 'udp'] as const) {
+        const { servers, clients } = await askMany(asker, service.vip, 80, 6, protocol);
+        assert.deepEqual([servers, clients.length], [all, 1], `node ${index}, ${protocol}`);
+      }
+  });
+
+  it('lets a task reach itself behind its own VIP, and the published port by every node', async () => {
+    const [first] = web;
+    assert.ok(first);
+    const peer = world.peer(first.sandbox);
+    assert.deepEqual((await askMany(peer, service.vip, 80, 6)).servers, all);
+    for (const { address } of world.nodes) {
+      assert.deepEqual((await askMany(peer, address, 8080, 6)).servers, all, address);
+      assert.deepEqual(
+        (await askMany(stranger, address, 8080, 6)).servers,
+        all,
+        `${address}, another network`,
+      );
+    }
+  });
+
+  it('answers each node itself, by every address it has and by the VIP', async () => {
+    for (const [index, host] of hosts.entries()) {
+      for (const address of [world.nodes[index]?.address ?? '', '127.0.0.1'])
+        assert.deepEqual((await askMany(host, address, 8080, 6)).servers, all, `node ${index} at ${address}`);
+      assert.deepEqual((await askMany(host, service.vip, 80, 6)).servers, all, `node ${index} at the VIP`);
+    }
+  });
+
+  it('lets tasks of one network reach each other by address, and out with the address of their node', async () => {
+    for (const [index, asker] of askers.entries()) {
+      for (const [at, { address }] of web.entries())
+        assert.equal((await asker.ask(address, 80)).server, `web${at}`, `node ${index}`);
+      assert.equal((await asker.ask(clientAddress, 7000)).client, world.nodes[index]?.address);
+    }
+  });
+
+  it('keeps networks apart, on every node', async () => {
+    for (const { address } of web)
+      await assert.rejects(stranger.ask(address, 80, { timeout: briefly }), /timeout/);
+    await assert.rejects(stranger.ask(service.vip, 80, { timeout: briefly }), /timeout/);
+  });
+
+  it('takes nothing from the wire that is not of a node', async () => {
+    const [, second] = web;
+    assert.ok(second);
+    await world.client.ip(
+      ...`link add forged type vxlan id 4790 dstport 4790 remote ${second.node.address} nolearning`.split(
+        ' ',
+      ),
+    );
+    await world.client.ip(...'address add 10.77.200.1/16 dev forged'.split(' '));
+    await world.client.ip('link', 'set', 'forged', 'up');
+    await assert.rejects(client.ask(second.address, 80, { timeout: briefly }), /timeout|EHOSTUNREACH/);
+    await world.client.ip('link', 'del', 'forged');
+  });
+
+  it('hides the tasks of a node that is cut off, and shows them again when it is back #main', async () => {
+    const [first, second, third] = world.nodes;
+    assert.ok(first && second && third);
+    await second.namespace.ip('link', 'set', 'eth0', 'down');
+    // Some of these are sent to the lost node. Their clients try again by themselves, and are to find another task.
+    const begun = [first, third].flatMap(({ address }) =>
+      Array.from({ length: 6 }, () => client.ask(address, 8080, { timeout: 15_000 * slowness })),
+    );
+    const lost = (status: { nodes: { address: string; hidden: boolean }[] }): boolean =>
+      status.nodes.some(({ address, hidden }) => hidden && address === second.address);
+    await world.everywhere((status) => lost(status) && status.kernel.settled, [first, third]);
+    const answers = await Promise.all(begun);
+    assert.deepEqual([...new Set(answers.map(({ server }) => server))].sort(), ['web0', 'web2']);
+    for (const { address } of [first, third])
+      assert.deepEqual((await askMany(client, address, 8080, 6)).servers, ['web0', 'web2']);
+    assert.equal((await first.status()).endpoints.length, 7, 'it is hidden, not deleted');
+    await second.namespace.ip('link', 'set', 'eth0', 'up');
+    await second.namespace.ip('route', 'add', 'default', 'via', clientAddress);
+    await world.everywhere((status) => !lost(status), [first, third]);
+    await world.until(async () => (await askMany(client, second.address, 8080, 6)).servers.length === 3);
+    for (const { address } of world.nodes)
+      assert.deepEqual((await askMany(client, address, 8080, 6)).servers, all);
+  });
+
+  it('goes on without the plugin of one node, whose tasks are not lost for that', async () => {
+    const [first, second] = world.nodes;
+    assert.ok(first && second);
+    await second.plugin.kill('SIGKILL');
+    for (let turn = 0; turn < 5; turn += 1)
+      for (const { address } of world.nodes)
+        assert.deepEqual((await askMany(client, address, 8080, 3)).servers, all, address);
+    assert.ok((await first.status()).nodes.every(({ hidden }) => !hidden));
+    await second.plugin.start();
+  });
+
+  it('goes on when Consul has lost everything, and fills it again', async () => {
+    consul.kill('SIGKILL');
+    await consul;
+    await rm(join(directory, 'consul'), { recursive: true });
+    consul = startConsul(world.wire);
+    const agreed = { missing: [], extra: [], different: [] };
+    for (const node of world.nodes)
+      await world.until(async () => {
+        for (const { address } of world.nodes)
+          assert.deepEqual((await askMany(client, address, 8080, 3)).servers, all);
+        const diff = await node.admin('/diff').catch(() => undefined);
+        const { kernel, endpoints } = await node.status();
+        return isDeepStrictEqual(diff, agreed) && kernel.settled && endpoints.length === 7;
+      });
+    const late = await world.attach(front);
+    await world.peer(late.sandbox).serve({ name: 'late', tcp: 80 });
+    await world.scale(service, [...web, late]);
+    for (const { address } of world.nodes)
+      assert.equal((await askMany(client, address, 8080, 8)).servers.length, 4);
+  });
+
+  it('leaves the kernel of each node as it was #main', async () => {
+    await world.removeService(service);
+    for (const endpoint of [...world.endpoints]) await world.detach(endpoint);
+    await world.removeNetwork(front, world.nodes);
+    await world.removeNetwork(back);
+    await world.until(async () => {
+      const states = await Promise.all(world.nodes.map((node) => node.kernelState()));
+      return states.every((state, index) => state === untouched[index]);
+    });
+  });
+});

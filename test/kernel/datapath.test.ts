@@ -1,0 +1,272 @@
+// Owns the tests of the data path and the balancer with real packets, for the engine CAUSEWAY_TEST_LB names.
+import assert from 'node:assert/strict';
+import {
+  clientAddress,
+  nodeAddress,
+  secondNodeAddress,
+  World,
+  type TestEndpoint,
+  type TestNetwork,
+} from './world.ts';
+import { slowness } from '../slowness.ts';
+import type { Peer } from './peer.ts';
+import { askMany } from './ask.ts';
+
+/** Milliseconds after which what should be dropped counts as dropped. */
+const briefly = 700 * slowness;
+
+const engine = process.env['CAUSEWAY_TEST_LB'] ?? 'nft';
+
+describe(`data path, engine ${engine}`, function () {
+  this.timeout(120_000 * slowness);
+  let world: World;
+  let untouched: string;
+  let front: TestNetwork;
+  let back: TestNetwork;
+  const web: TestEndpoint[] = [];
+  let other: TestEndpoint;
+  let client: Peer;
+  let asker: Peer;
+  let node: Peer;
+  let web0: Peer;
+  let vip: string;
+
+  before(async () => {
+    world = await World.up({ env: () => ({ CAUSEWAY_LB: engine }) });
+    untouched = await world.kernelState();
+    front = await world.network('front', { subnet: '10.77.0.0/16' });
+    back = await world.network('back');
+    for (const name of ['web0', 'web1', 'web2']) {
+      const endpoint = await world.attach(front);
+      const peer = world.peer(endpoint.sandbox);
+      await peer.serve({ name, tcp: 80, udp: 80 });
+      if (name === 'web0') web0 = peer;
+      web.push(endpoint);
+    }
+    const asking = await world.attach(front);
+    asker = world.peer(asking.sandbox);
+    other = await world.attach(back);
+    client = world.peer(world.client);
+    node = world.peer(world.node);
+    await client.serve({ name: 'outside', tcp: 7000, udp: 7000 });
+    await node.serve({ name: 'node', tcp: 22 });
+    ({ vip } = await world.service('web', front, ['8080:80', '8081:80/udp', '8082:81'], web));
+  });
+  after(() => world.down());
+
+  it('uses the engine that was asked for', async () => {
+    assert.equal((await world.status()).engine.name, engine);
+  });
+
+  for (const address of [nodeAddress, secondNodeAddress]) {
+    it(`answers on the published port at ${address} from every task, which sees the client's address`, async () => {
+      assert.deepEqual(await askMany(client, address, 8080, 6), {
+        servers: ['web0', 'web1', 'web2'],
+        clients: [clientAddress],
+      });
+    });
+  }
+
+  it('answers on a published UDP port', async () => {
+    assert.deepEqual(await askMany(client, nodeAddress, 8081, 6, 'udp'), {
+      servers: ['web0', 'web1', 'web2'],
+      clients: [clientAddress],
+    });
+  });
+
+  for (const protocol of ['tcp', 'udp'] as const) {
+    it(`answers on the VIP over ${protocol}, and the task sees the asking task`, async () => {
+      const { servers, clients } = await askMany(asker, vip, 80, 6, protocol);
+      assert.deepEqual(servers, ['web0', 'web1', 'web2']);
+      assert.equal(clients.length, 1);
+      assert.match(clients[0] ?? '', /^10\.77\./);
+    });
+  }
+
+  it('lets a task reach itself behind its own VIP', async () => {
+    const { servers } = await askMany(web0, vip, 80, 6);
+    assert.deepEqual(servers, ['web0', 'web1', 'web2']);
+  });
+
+  it('lets a task reach the published port of its own service', async () => {
+    assert.deepEqual((await askMany(web0, nodeAddress, 8080, 6)).servers, ['web0', 'web1', 'web2']);
+  });
+
+  it('lets tasks of one network reach each other by address', async () => {
+    assert.equal((await asker.ask(web[1]?.address ?? '', 80)).server, 'web1');
+  });
+
+  for (const address of [nodeAddress, secondNodeAddress, '127.0.0.1', '127.0.0.2']) {
+    it(`answers the node itself on the published port at ${address}`, async () => {
+      assert.deepEqual((await askMany(node, address, 8080, 6)).servers, ['web0', 'web1', 'web2']);
+      assert.deepEqual((await askMany(node, address, 8081, 6, 'udp')).servers, ['web0', 'web1', 'web2']);
+    });
+  }
+
+  it('answers the node itself on the VIP', async () => {
+    const { servers, clients } = await askMany(node, vip, 80, 6);
+    assert.deepEqual(servers, ['web0', 'web1', 'web2']);
+    assert.deepEqual(clients, [front.gateway]);
+  });
+
+  it('passes on the answer of a task that refuses', async () => {
+    await assert.rejects(client.ask(nodeAddress, 8082), /ECONNREFUSED/);
+  });
+
+  it('keeps networks apart, by address, VIP and gateway', async () => {
+    const stranger = world.peer(other.sandbox);
+    await assert.rejects(stranger.ask(web[0]?.address ?? '', 80, { timeout: briefly }), /timeout/);
+    await assert.rejects(stranger.ask(vip, 80, { timeout: briefly }), /timeout/);
+    await assert.rejects(stranger.ask(front.gateway, 22, { timeout: briefly }), /timeout/);
+    assert.equal(
+      (await askMany(stranger, nodeAddress, 8080, 3)).servers.length,
+      3,
+      'the published port is for everybody',
+    );
+  });
+
+  it('keeps the world from ports that are not published', async () => {
+    await world.client.ip('route', 'add', front.subnet, 'via', nodeAddress);
+    await assert.rejects(client.ask(web[0]?.address ?? '', 80, { timeout: briefly }), /timeout/);
+    await world.client.ip('route', 'del', front.subnet);
+  });
+
+  it('does not let a sandbox speak with an address that is not its own', async () => {
+    const { sandbox } = other;
+    await sandbox.ip('address', 'add', '10.77.0.250/32', 'dev', 'eth0');
+    await sandbox.ip(
+      'route',
+      'add',
+      `${web[0]?.address ?? ''}/32`,
+      'via',
+      back.gateway,
+      'src',
+      '10.77.0.250',
+    );
+    const stranger = world.peer(sandbox);
+    await assert.rejects(stranger.ask(web[0]?.address ?? '', 80, { timeout: briefly }), /timeout/);
+    await sandbox.ip('address', 'del', '10.77.0.250/32', 'dev', 'eth0');
+  });
+
+  it('lets tasks out with the address of the node, unless the network is internal', async () => {
+    for (const protocol of ['tcp', 'udp'] as const) {
+      const { server, client: seen } = await asker.ask(clientAddress, 7000, { protocol });
+      assert.deepEqual([server, seen], ['outside', nodeAddress]);
+    }
+    const closed = await world.network('closed', { internal: true });
+    const inside = await world.attach(closed);
+    const peer = world.peer(inside.sandbox);
+    await peer.serve({ name: 'inside', tcp: 80 });
+    await assert.rejects(peer.ask(clientAddress, 7000, { timeout: briefly }), /timeout/);
+    await assert.rejects(peer.ask(nodeAddress, 22, { timeout: briefly }), /timeout/);
+    const service = await world.service('inside', closed, ['8090:80'], [inside]);
+    assert.equal(
+      (await client.ask(nodeAddress, 8090)).client,
+      clientAddress,
+      'published ports are the one way in',
+    );
+    await world.removeService(service);
+    await world.detach(inside);
+    await world.removeNetwork(closed);
+  });
+
+  it('says at once that nobody has an address of the subnet', async () => {
+    await assert.rejects(asker.ask('10.77.200.200', 80, { timeout: 10_000 * slowness }), /EHOSTUNREACH/);
+  });
+
+  it('puts back what somebody takes out of the kernel', async () => {
+    await world.plugin.tool('nft', ['flush', 'ruleset']);
+    await world.node.ip('route', 'flush', 'table', 'all', 'proto', '197');
+    if (engine === 'ipvs') await world.plugin.tool('ipvsadm', ['--clear']);
+    await world.until(() =>
+      client.ask(nodeAddress, 8080, { timeout: briefly }).then(
+        () => true,
+        () => false,
+      ),
+    );
+    assert.equal((await askMany(client, nodeAddress, 8080, 6)).servers.length, 3);
+    assert.equal((await askMany(asker, vip, 80, 6)).servers.length, 3);
+  });
+
+  it('passes a FORWARD policy of DROP, and puts its passage back', async () => {
+    await world.plugin.tool('iptables-nft', ['-P', 'FORWARD', 'DROP']);
+    const reaches = (): Promise<boolean> =>
+      asker.ask(clientAddress, 7000, { timeout: briefly }).then(
+        () => true,
+        () => false,
+      );
+    await world.until(reaches);
+    await world.plugin.tool('iptables-nft', ['-F', 'FORWARD']);
+    await world.until(async () => !(await reaches()));
+    await world.until(reaches);
+    assert.equal((await askMany(client, nodeAddress, 8080, 6)).servers.length, 3);
+    await world.plugin.tool('nft', ['delete', 'table', 'ip', 'filter']);
+  });
+
+  it('goes on without the plugin, and takes over again from the kernel', async () => {
+    await client.open('held', nodeAddress, 8080);
+    const { server } = await client.use('held');
+    await world.plugin.kill('SIGKILL');
+    assert.equal((await client.use('held')).server, server);
+    assert.equal((await askMany(client, nodeAddress, 8080, 6)).servers.length, 3);
+    assert.equal((await askMany(asker, vip, 80, 6)).servers.length, 3);
+    await world.plugin.start();
+    assert.equal((await client.use('held')).server, server, 'the established connection lives on');
+    const late = await world.attach(front);
+    await world.peer(late.sandbox).serve({ name: 'late', tcp: 80 });
+    const service = await world.service('late', front, ['8100:80'], [late]);
+    assert.equal((await client.ask(nodeAddress, 8100)).server, 'late');
+    await world.removeService(service);
+    await world.detach(late);
+  });
+
+  it('follows the tasks: drains, goes to none and refuses, and comes back', async () => {
+    const service = (await world.status()).services[0];
+    assert.ok(service);
+    const record = { id: service.id, name: 'web', vip, network: front };
+    await client.open('drained', nodeAddress, 8080);
+    const { server } = await client.use('drained');
+    const stays = web.filter((_, index) => `web${index}` !== server);
+    await world.scale(record, stays);
+    assert.equal((await client.use('drained')).server, server, 'a draining task keeps its connections');
+    assert.ok(
+      !(await askMany(client, nodeAddress, 8080, 8)).servers.includes(server),
+      'and gets no new ones',
+    );
+    await world.scale(record, []);
+    await assert.rejects(client.ask(nodeAddress, 8080), /ECONNREFUSED/);
+    await assert.rejects(client.ask(nodeAddress, 8081, { protocol: 'udp' }), /ECONNREFUSED/);
+    await assert.rejects(asker.ask(vip, 80), /ECONNREFUSED/);
+    await assert.rejects(asker.ask(vip, 22), /ECONNREFUSED/, "the node's own daemons do not answer on a VIP");
+    await assert.rejects(node.ask('127.0.0.1', 8080), /ECONNREFUSED/);
+    await world.scale(record, web);
+    assert.deepEqual((await askMany(client, nodeAddress, 8080, 6)).servers, ['web0', 'web1', 'web2']);
+  });
+
+  it('moves a UDP client with a fixed port away from a task that leaves', async () => {
+    const service = (await world.status()).services[0];
+    assert.ok(service);
+    const record = { id: service.id, name: 'web', vip, network: front };
+    const fixed = { protocol: 'udp', localPort: 40_000 } as const;
+    const { server } = await client.ask(nodeAddress, 8081, fixed);
+    assert.equal((await client.ask(nodeAddress, 8081, fixed)).server, server, 'a flow stays with its task');
+    await world.scale(
+      record,
+      web.filter((_, index) => `web${index}` !== server),
+    );
+    // With IPVS the packet that finds the flow's real server gone ends the flow; the next one starts another.
+    await client.ask(nodeAddress, 8081, { ...fixed, timeout: briefly }).catch(() => undefined);
+    assert.notEqual((await client.ask(nodeAddress, 8081, fixed)).server, server);
+    await world.scale(record, web);
+  });
+
+  it('leaves the kernel as it was', async () => {
+    const [service] = world.docker.services;
+    assert.ok(service);
+    await world.removeService({ id: service.ID, name: 'web', vip, network: front });
+    for (const endpoint of [...world.endpoints]) await world.detach(endpoint);
+    await world.removeNetwork(front);
+    await world.removeNetwork(back);
+    assert.equal(await world.kernelState(), untouched);
+  });
+});

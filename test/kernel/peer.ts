@@ -1,0 +1,64 @@
+// Owns talking to a peer program in a namespace: see peer-program.ts.
+// Must not assert anything.
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import { execa } from 'execa';
+import { slowness } from '../slowness.ts';
+import type { Command, Seen } from './peer-program.ts';
+
+/** Milliseconds that mean "no answer". */
+export const patience = 3_000 * slowness;
+
+export interface Peer {
+  serve(command: { name: string; tcp?: number; udp?: number; address?: string }): Promise<void>;
+  /** One question on a new connection. Rejects with `ECONNREFUSED`, `timeout`, … as its message. */
+  ask(
+    host: string,
+    port: number,
+    options?: { protocol?: 'tcp' | 'udp'; localPort?: number; timeout?: number },
+  ): Promise<Seen>;
+  /** Opens a connection that is kept under a key, for {@link Peer.use}. */
+  open(key: string, host: string, port: number): Promise<void>;
+  use(key: string): Promise<Seen>;
+  stop(): Promise<void>;
+}
+
+export function startPeer(netns: string): Peer {
+  const program = execa(
+    'nsenter',
+    [`--net=${netns}`, process.execPath, join(import.meta.dirname, 'peer-program.ts')],
+    { stdin: 'pipe', stdout: 'pipe', stderr: 'inherit', buffer: false, reject: false },
+  );
+  const waiting = new Map<number, { resolve: (value: unknown) => void; reject: (error: Error) => void }>();
+  createInterface({ input: program.stdout }).on('line', (line) => {
+    const { id, result, error } = JSON.parse(line) as { id: number; result?: unknown; error?: string };
+    if (error === undefined) waiting.get(id)?.resolve(result);
+    else waiting.get(id)?.reject(new Error(error));
+    waiting.delete(id);
+  });
+  let last = 0;
+  const tell = <T>(command: Command): Promise<T> =>
+    new Promise((resolve, reject) => {
+      const id = (last += 1);
+      waiting.set(id, { resolve: resolve as (value: unknown) => void, reject });
+      program.stdin.write(JSON.stringify({ id, ...command }) + '\n');
+    });
+  return {
+    serve: (command) => tell({ op: 'serve', ...command }),
+    ask: (host, port, { protocol = 'tcp', localPort, timeout = patience } = {}) =>
+      tell<Seen>({
+        op: 'ask',
+        protocol,
+        host,
+        port,
+        timeout,
+        ...(localPort === undefined ? {} : { localPort }),
+      }),
+    open: (key, host, port) => tell({ op: 'open', key, host, port, timeout: patience }),
+    use: (key) => tell({ op: 'use', key, timeout: patience }),
+    async stop() {
+      program.stdin.end();
+      await program;
+    },
+  };
+}

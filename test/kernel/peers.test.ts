@@ -1,0 +1,195 @@
+// Owns the tests of two nodes that watch each other over a real link, which is cut and mended.
+// Must not assert how fast: bench/ measures.
+import assert from 'node:assert/strict';
+import { randomBytes } from 'node:crypto';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { execa } from 'execa';
+import { slowness } from '../slowness.ts';
+import type { Line, Settings } from './watcher-program.ts';
+import { Namespace } from './world.ts';
+
+const port = 4791;
+const a = { id: 'node-a', address: '203.0.113.1' };
+const b = { id: 'node-b', address: '203.0.113.2' };
+
+/** One node: a namespace, and in it a process that watches the other node. */
+class Watcher {
+  readonly namespace: Namespace;
+  readonly settings: Settings;
+  /** What it said since it was started or {@link forget} was called. */
+  verdicts: string[] = [];
+  warnings: string[] = [];
+  #program: ReturnType<typeof run> | undefined;
+
+  constructor(namespace: Namespace, self: Settings['self'], peer: Settings['peer']) {
+    this.namespace = namespace;
+    this.settings = { self, peer, port, secret: 'the secret of the cluster' };
+  }
+
+  start(): void {
+    this.forget();
+    const program = run(this.namespace, this.settings);
+    createInterface({ input: program.stdout }).on('line', (text) => {
+      const line = JSON.parse(text) as Line;
+      if ('verdict' in line) this.verdicts.push(line.verdict);
+      else if (line.level === 'warn') this.warnings.push(line.message);
+    });
+    this.#program = program;
+  }
+
+  /** Forgets all verdicts but the one that holds. */
+  forget(): void {
+    this.verdicts = this.verdicts.slice(-1);
+    this.warnings = [];
+  }
+
+  signal(signal: NodeJS.Signals): void {
+    this.#program?.kill(signal);
+  }
+
+  /** As a crash or an upgrade ends it. */
+  async kill(): Promise<void> {
+    this.signal('SIGKILL');
+    await this.#program;
+    this.#program = undefined;
+    this.verdicts = [];
+  }
+
+  async says(verdict: string): Promise<void> {
+    await until(`${this.settings.self.id} says ${verdict}`, () => this.verdicts.at(-1) === verdict);
+  }
+}
+
+function run(namespace: Namespace, settings: Settings) {
+  const program = join(import.meta.dirname, 'watcher-program.ts');
+  return execa('nsenter', [`--net=${namespace.path}`, process.execPath, program, JSON.stringify(settings)], {
+    stdout: 'pipe',
+    stderr: 'inherit',
+    buffer: false,
+    reject: false,
+  });
+}
+
+async function until(what: string, holds: () => boolean): Promise<void> {
+  const end = Date.now() + 40_000 * slowness;
+  while (!holds()) {
+    assert.ok(Date.now() < end, `never: ${what}`);
+    await sleep(20);
+  }
+}
+
+describe('two nodes that watch each other', function () {
+  this.timeout(60_000 * slowness);
+  const made: Namespace[] = [];
+  let wire: Namespace;
+  let one: Watcher;
+  let two: Watcher;
+  const watchers: Watcher[] = [];
+
+  before(async () => {
+    const prefix = `cwp${randomBytes(3).toString('hex')}`;
+    const make = async (name: string): Promise<Namespace> => {
+      const namespace = await Namespace.make(prefix + name);
+      made.push(namespace);
+      return namespace;
+    };
+    wire = await make('w');
+    await wire.ip('link', 'add', 'wire', 'type', 'bridge');
+    await wire.ip('link', 'set', 'wire', 'up');
+    // Through a switch: the link of a node stays up when the other's is pulled, so nothing but silence tells.
+    const plug = async (name: string, address: string): Promise<Namespace> => {
+      const node = await make(name);
+      await wire.ip('link', 'add', `to-${name}`, 'type', 'veth', 'peer', 'name', 'eth0', 'netns', node.name);
+      await wire.ip('link', 'set', `to-${name}`, 'master', 'wire', 'up');
+      await node.ip('address', 'add', `${address}/24`, 'dev', 'eth0');
+      await node.ip('link', 'set', 'eth0', 'up');
+      return node;
+    };
+    one = new Watcher(await plug('a', a.address), a, b);
+    two = new Watcher(await plug('b', b.address), b, a);
+    watchers.push(one, two);
+  });
+  after(async () => {
+    for (const watcher of watchers) await watcher.kill();
+    for (const namespace of made) await namespace.remove();
+  });
+
+  const cut = () => wire.ip('link', 'set', 'to-b', 'down');
+  const mend = () => wire.ip('link', 'set', 'to-b', 'up');
+
+  beforeEach(async () => {
+    one.start();
+    two.start();
+    await one.says('alive');
+    await two.says('alive');
+    one.forget();
+    two.forget();
+  });
+  afterEach(async () => {
+    await one.kill();
+    await two.kill();
+    await mend();
+  });
+
+  it('find each other dead when the link is cut, and alive when it is mended', async () => {
+    await cut();
+    await one.says('dead');
+    await two.says('dead');
+    await mend();
+    await one.says('alive');
+    await two.says('alive');
+    assert.deepEqual(one.verdicts, ['alive', 'dead', 'alive']);
+  });
+
+  it('stay alive to each other when one’s process is killed: its kernel refuses', async () => {
+    await two.kill();
+    await sleep(3_000);
+    assert.deepEqual(one.verdicts, ['alive']);
+    await cut();
+    await one.says('dead');
+  });
+
+  it('stay alive to each other when one’s process is stopped, and it concludes nothing from its sleep', async () => {
+    two.signal('SIGSTOP');
+    await sleep(2_000);
+    two.signal('SIGCONT');
+    await sleep(1_500);
+    assert.deepEqual(one.verdicts, ['alive'], 'the kernel of the stopped one takes connections');
+    assert.deepEqual(two.verdicts, ['alive'], 'the one that was stopped says nothing of the other');
+  });
+
+  it('that lost its power is back with its process, not with its kernel', async () => {
+    await cut();
+    await two.kill();
+    await one.says('dead');
+    await mend();
+    // Until its kernel refuses connections.
+    const probe = () =>
+      one.namespace.run('sh', '-c', `exec 2>&1; timeout 1 bash -c '</dev/tcp/${b.address}/${port}' || true`);
+    while (!(await probe()).includes('refused')) await sleep(50);
+    await sleep(1_500);
+    assert.deepEqual(one.verdicts, ['alive', 'dead']);
+    two.start();
+    await one.says('alive');
+  });
+
+  it('with a firewall between are unknown, which is not dead, and the log names the port', async () => {
+    await one.kill();
+    await two.namespace.run('nft', `add table inet wall`);
+    await two.namespace.run('nft', 'add chain inet wall in { type filter hook input priority 0; }');
+    await two.namespace.run('nft', `add rule inet wall in tcp dport ${port} drop`);
+    await two.namespace.run('nft', `add rule inet wall in udp dport ${port} drop`);
+    try {
+      one.start();
+      await until('a warning', () => one.warnings.length > 0);
+      assert.deepEqual(one.verdicts, ['unknown']);
+      assert.match(one.warnings.join(), /open UDP and TCP port 4791 between the nodes/);
+    } finally {
+      await two.namespace.run('nft', 'delete table inet wall');
+    }
+    await one.says('alive');
+    assert.equal(one.warnings.length, 1, 'and says it once');
+  });
+});

@@ -1,0 +1,142 @@
+// Owns the lab's container image: busybox, Node with the echo program, nginx and iperf3, all from Debian and npm.
+// Must not need a registry or a compiler; the image is a tar that `docker load` takes.
+import { createHash } from 'node:crypto';
+import { createReadStream } from 'node:fs';
+import { cp, mkdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { execa } from 'execa';
+import { unpackDebian } from '../../rootfs/debian.ts';
+import { withLock } from '../../rootfs/lock.ts';
+import { copyPrograms, mergedUsr } from '../../rootfs/programs.ts';
+import type { LabNode } from './node.ts';
+
+const root = join(import.meta.dirname, '../..');
+const debianDir = join(root, 'build/cache/image-debian');
+const lockFile = join(root, 'build/cache/image.lock');
+const tar = join(root, 'build/cache/image.tar');
+const nodePackage = join(root, 'node_modules/node/package.json');
+const echoFile = join(import.meta.dirname, 'image/echo.ts');
+
+/** The image's name. Without a command its containers run `echo.ts serve`. */
+export const imageName = 'causeway/lab:latest';
+
+// Not busybox-static, whose wget and nslookup crash on name look-ups.
+const packages = ['busybox', 'iperf3', 'libstdc++6', 'netbase', 'nginx-light'];
+const unneeded =
+  /^(debconf|perl-base|dpkg|tar|adduser|passwd|libdb5\.3|libpam.*|lsb-base|sysvinit-utils|.*perl.*)$/;
+
+const applets = ['cat', 'ip', 'ls', 'nc', 'nslookup', 'ping', 'ps', 'sh', 'sleep', 'wget'];
+
+/** A static file of 1 kB and one of 10 MB on port 8000: what a plain web server can do, for measurements. */
+const nginxConf = `daemon off;
+worker_processes 1;
+error_log stderr;
+pid /tmp/nginx.pid;
+events { worker_connections 4096; }
+http {
+  access_log off;
+  sendfile on;
+  tcp_nopush on;
+  keepalive_requests 1000000;
+  client_body_temp_path /tmp/body;
+  proxy_temp_path /tmp/proxy;
+  fastcgi_temp_path /tmp/fastcgi;
+  uwsgi_temp_path /tmp/uwsgi;
+  scgi_temp_path /tmp/scgi;
+  server {
+    listen 8000 backlog=4096;
+    root /srv;
+    # Which task answers whom, for those who ask.
+    location = /who { default_type application/json; return 200 '{"task":"$hostname","client":"$remote_addr","port":$remote_port}\\n'; }
+  }
+}
+`;
+
+/** The image as a file for `docker load`. */
+export interface Image {
+  tar: string;
+  /**
+   * The image's id, the same on every node. Services are to be created from it: by name, every task would first
+   * look for a registry and wait.
+   */
+  id: string;
+}
+
+/**
+ * Makes the image's archive, unless the one of an earlier run is still right.
+ * @throws {DebianError} when the packages cannot be had.
+ */
+export async function prepareImage(
+  o: { progress?: (line: string) => void; signal?: AbortSignal } = {},
+): Promise<Image> {
+  await unpackDebian({ packages, into: debianDir, exclude: unneeded, ...o });
+  return withLock(lockFile, { timeoutMs: 120_000, signal: o.signal }, async () => {
+    const inputs = await digestOf(import.meta.filename, echoFile, nodePackage, `${debianDir}.packages`);
+    const [before, id] = (await readFile(`${tar}.inputs`, 'utf8').catch(() => '')).split('\n');
+    if (before === inputs && id !== undefined) return { tar, id };
+
+    o.progress?.('making the container image');
+    const dir = join(root, 'build/cache/image');
+    await rm(dir, { recursive: true, force: true });
+    await mkdir(dir);
+    await fillRoot(join(dir, 'root'));
+    await pack(join(dir, 'layer.tar'), join(dir, 'root'), ['.'], o.signal);
+    await rm(join(dir, 'root'), { recursive: true });
+    const config = JSON.stringify({
+      architecture: process.arch === 'arm64' ? 'arm64' : 'amd64',
+      os: 'linux',
+      config: { Entrypoint: ['/usr/bin/node', '/echo.ts'], Cmd: ['serve'], Env: ['PATH=/usr/sbin:/usr/bin'] },
+      rootfs: { type: 'layers', diff_ids: [`sha256:${await digestOf(join(dir, 'layer.tar'))}`] },
+    });
+    const hash = createHash('sha256').update(config).digest('hex');
+    const manifest = [{ Config: `${hash}.json`, RepoTags: [imageName], Layers: ['layer.tar'] }];
+    await writeFile(join(dir, `${hash}.json`), config);
+    await writeFile(join(dir, 'manifest.json'), JSON.stringify(manifest));
+
+    await rm(`${tar}.inputs`, { force: true });
+    await pack(tar, dir, ['manifest.json', `${hash}.json`, 'layer.tar'], o.signal);
+    await writeFile(`${tar}.inputs`, `${inputs}\nsha256:${hash}`);
+    await rm(dir, { recursive: true });
+    return { tar, id: `sha256:${hash}` };
+  });
+}
+
+/** Puts the image into a node's Docker Engine. */
+export async function loadImage(node: LabNode, image: Image): Promise<void> {
+  await node.docker(['load', '--quiet', '--input', image.tar]);
+}
+
+/** Lays out the image's file system in `dir`. */
+async function fillRoot(dir: string): Promise<void> {
+  await mergedUsr(dir);
+  await copyPrograms({
+    from: debianDir,
+    into: dir,
+    programs: ['/usr/bin/busybox', '/usr/bin/iperf3', '/usr/sbin/nginx'],
+    data: ['/etc/protocols', '/etc/services'],
+    foreign: { '/usr/bin/node': join(root, 'node_modules/node/bin/node') },
+    links: Object.fromEntries(applets.map((name) => [`/usr/bin/${name}`, 'busybox'])),
+  });
+  for (const place of ['proc', 'sys', 'dev', 'tmp', 'srv', 'etc/nginx', 'var/log/nginx', 'var/lib/nginx']) {
+    await mkdir(join(dir, place), { recursive: true });
+  }
+  await writeFile(join(dir, 'etc/passwd'), 'root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n');
+  await writeFile(join(dir, 'etc/group'), 'root:x:0:\nnogroup:x:65534:\n');
+  await writeFile(join(dir, 'etc/nginx/nginx.conf'), nginxConf);
+  await writeFile(join(dir, 'srv/1k'), Buffer.alloc(1e3, 'x'));
+  await writeFile(join(dir, 'srv/10m'), Buffer.alloc(10e6));
+  await cp(echoFile, join(dir, 'echo.ts'));
+}
+
+async function pack(tarFile: string, dir: string, files: string[], signal?: AbortSignal): Promise<void> {
+  const fixed = ['--sort=name', '--mtime=@0', '--numeric-owner', '--owner=0', '--group=0'];
+  await execa('tar', ['--create', ...fixed, '--file', tarFile, '--directory', dir, ...files], {
+    ...(signal ? { cancelSignal: signal } : {}),
+  });
+}
+
+async function digestOf(...files: string[]): Promise<string> {
+  const hash = createHash('sha256');
+  for (const file of files) for await (const chunk of createReadStream(file)) hash.update(chunk as Buffer);
+  return hash.digest('hex');
+}

@@ -1,0 +1,371 @@
+// Owns the tests of what cannot be had: the words Docker shows for it, and that nothing half-made is left behind.
+// Must not test requests that cannot be understood; calls.test.ts does.
+import assert from 'node:assert/strict';
+import { vethName } from '../../net/names.ts';
+import { FakeKernel } from '../fake/kernel.ts';
+import { bare, endpointRequest, gatewayOptions, joinRequest, label, Node, refusedOption } from './node.ts';
+
+const front = 'f'.repeat(64);
+const back = 'b'.repeat(64);
+const first = 'e1'.repeat(32);
+const second = 'e2'.repeat(32);
+
+describe('a network that cannot be', () => {
+  let node: Node;
+  beforeEach(async () => {
+    node = await Node.start();
+  });
+  afterEach(() => node.stop());
+
+  /** What -o or the subnets may be on the leader, and the words with which the node refuses. */
+  const refused: Record<string, [{ subnet?: string; options?: Record<string, string> }, RegExp]> = {
+    'with an unknown option': [{ options: { colour: 'red' } }, /unknown network option colour.*mode.*mtu/],
+    'with a mode there is not': [{ options: { mode: 'bridge' } }, /mode=bridge is not available.*overlay/],
+    'with an MTU that is no number': [{ options: { [label.mtu]: 'jumbo' } }, /mtu=jumbo is not a number/],
+    'with an MTU too small for IPv4': [{ options: { [label.mtu]: '500' } }, /mtu=500 .* from 576/],
+    'on a subnet of the host': [
+      { subnet: '203.0.113.0/25' },
+      /203\.0\.113\.0\/25 overlaps .*eth0.*Choose another --subnet/,
+    ],
+    'on loopback addresses': [{ subnet: '127.7.0.0/16' }, /loopback.*Choose another --subnet/],
+  };
+  for (const [what, [wanted, words]] of Object.entries(refused)) {
+    it(`${what} is allocated with the reason, and refused where the user sees it`, async () => {
+      const network = await node.allocate(front, wanted);
+      assert.match(network.options[refusedOption] ?? '', words);
+      assert.partialDeepStrictEqual(
+        network.options,
+        wanted.options ?? {},
+        'the options are echoed all the same',
+      );
+      const [state, kernel] = [await node.state(), node.kernel.dump()];
+      const creation = {
+        NetworkID: front,
+        Options: { [label.generic]: network.options },
+        IPv4Data: [{ AddressSpace: 'causeway-local', Pool: network.subnet, Gateway: network.gateway }],
+        IPv6Data: [],
+      };
+      assert.match(await node.refusal('NetworkDriver.CreateNetwork', creation), words);
+      assert.equal(await node.state(), state);
+      assert.equal(node.kernel.dump(), kernel);
+      await node.free(network);
+      assert.equal(await node.state(), '', 'it can be removed');
+    });
+  }
+
+  for (const [what, IPv4Data] of Object.entries({
+    'of two subnets': [
+      { AddressSpace: 'causeway-global', Pool: '10.77.0.0/16', Gateway: '10.77.0.1/16' },
+      { AddressSpace: 'causeway-global', Pool: '10.78.0.0/16', Gateway: '10.78.0.1/16' },
+    ],
+    'without a subnet': [],
+    'without a gateway': [{ AddressSpace: 'causeway-global', Pool: '10.77.0.0/16', Gateway: '' }],
+  })) {
+    it(`${what} is allocated with the reason, and refused where the user sees it`, async () => {
+      const allocation = { NetworkID: front, Options: { mode: 'overlay' }, IPv4Data, IPv6Data: null };
+      const { Options } = await node.client.call('NetworkDriver.AllocateNetwork', allocation);
+      const words = /one IPv4 subnet|no gateway/;
+      assert.match((Options as Record<string, string>)[refusedOption] ?? '', words);
+      const creation = { NetworkID: front, Options: { [label.generic]: Options }, IPv4Data, IPv6Data: [] };
+      assert.match(await node.refusal('NetworkDriver.CreateNetwork', creation), words);
+      await node.client.call('NetworkDriver.FreeNetwork', { NetworkID: front });
+      assert.equal(await node.state(), '');
+    });
+  }
+
+  /** What only the node is told. */
+  const onNode: Record<string, [Record<string, unknown>, RegExp]> = {
+    'with IPv6': [{ [label.ipv6]: true }, /without --ipv6/],
+    'without IPv4': [{ [label.ipv4]: false }, /needs IPv4/],
+    'with an MTU larger than the underlay leaves': [
+      { [label.generic]: { [label.mtu]: '1451' } },
+      /1451 is larger than 1450.*eth0/,
+    ],
+  };
+  for (const [what, [options, words]] of Object.entries(onNode)) {
+    it(`${what} is refused by the node, which keeps nothing of it`, async () => {
+      const network = await node.allocate(front);
+      const creation = await node.creation(network, options);
+      const [state, kernel] = [await node.state(), node.kernel.dump()];
+      assert.match(await node.refusal('NetworkDriver.CreateNetwork', creation), words);
+      assert.equal(await node.state(), state);
+      assert.equal(node.kernel.dump(), kernel);
+    });
+  }
+
+  it('without IPv4 data on the node is refused by the node, as one subnet too many is', async () => {
+    const creation = { NetworkID: front, Options: { [label.generic]: {} }, IPv4Data: [], IPv6Data: [] };
+    assert.match(await node.refusal('NetworkDriver.CreateNetwork', creation), /exactly one IPv4 subnet/);
+  });
+
+  it('whose subnet overlaps that of another network is told which one', async () => {
+    await node.network(front, { subnet: '10.77.0.0/16' });
+    const network = await node.allocate(back, { subnet: '10.77.8.0/24' });
+    assert.match(
+      network.options[refusedOption] ?? '',
+      new RegExp(`10\\.77\\.8\\.0/24 overlaps 10\\.77\\.0\\.0/16.*${front}`),
+    );
+    const pool = {
+      AddressSpace: 'causeway-local',
+      Pool: '10.77.8.0/24',
+      SubPool: '',
+      Options: null,
+      V6: false,
+    };
+    assert.match(await node.refusal('IpamDriver.RequestPool', pool), /overlaps 10\.77\.0\.0\/16/);
+    assert.equal(network.options['mode'], undefined);
+  });
+
+  it('whose subnet is that of another network is told which one, and its end is not the end of the other', async () => {
+    await node.network(front, { subnet: '10.77.0.0/16' });
+    const state = await node.state();
+    const twin = await node.allocate(back, { subnet: '10.77.0.0/16' });
+    assert.match(twin.options[refusedOption] ?? '', new RegExp(`belongs to network ${front}`));
+    await node.free(twin);
+    assert.equal(await node.state(), state);
+  });
+
+  it('for a reason that is gone is no longer refused when a leader asks again', async () => {
+    const other = await node.network(front, { subnet: '10.77.0.0/16' });
+    const network = await node.allocate(back, { subnet: '10.77.8.0/24' });
+    assert.ok(refusedOption in network.options);
+    await node.deleteNetwork(other);
+    await node.free(other);
+    // Swarm adds what AllocateNetwork returned to the options it asks with.
+    const again = await node.allocate(back, { subnet: '10.77.8.0/24', options: network.options });
+    assert.deepEqual(again.options, {});
+  });
+
+  it('in an address space of others is refused', async () => {
+    const pool = { AddressSpace: 'LocalDefault', Pool: '', SubPool: '', Options: null, V6: false };
+    assert.match(await node.refusal('IpamDriver.RequestPool', pool), /LocalDefault.*causeway-local/);
+  });
+
+  it('of IPv6 addresses is refused', async () => {
+    const pool = { AddressSpace: 'causeway-local', Pool: 'fd00::/64', SubPool: '', Options: null, V6: true };
+    assert.match(await node.refusal('IpamDriver.RequestPool', pool), /--ipv6/);
+  });
+});
+
+describe('an endpoint that cannot be', () => {
+  let node: Node;
+  beforeEach(async () => {
+    node = await Node.start();
+  });
+  afterEach(() => node.stop());
+
+  it('on an unknown network is refused, by each call that needs one', async () => {
+    const created = endpointRequest({ id: 'unknown' }, first, '10.77.0.5/16');
+    assert.match(await node.refusal('NetworkDriver.CreateEndpoint', created), /network unknown is not known/);
+    const joined = joinRequest({ id: 'unknown' }, first);
+    assert.match(
+      await node.refusal('NetworkDriver.Join', joined),
+      /network unknown is not known.*create it again/,
+    );
+  });
+
+  it('is unknown itself is refused, by each call that needs one', async () => {
+    await node.network(front);
+    const ids = { NetworkID: front, EndpointID: first };
+    assert.match(
+      await node.refusal('NetworkDriver.Join', joinRequest({ id: front }, first)),
+      /endpoint .* is not known/,
+    );
+    assert.match(await node.refusal('NetworkDriver.EndpointOperInfo', ids), /endpoint .* is not known/);
+  });
+
+  it('has an address that another joined with first is told so when it joins', async () => {
+    const network = await node.network(front);
+    const address = await node.endpoint(network, first);
+    await node.client.call('NetworkDriver.CreateEndpoint', endpointRequest(network, second, address));
+    await node.join(network, first);
+    const before = node.kernel.dump();
+    assert.match(
+      await node.refusal('NetworkDriver.Join', joinRequest(network, second)),
+      new RegExp(`address ${bare(address)} is in use by endpoint e1e1e1e1e1e1`),
+    );
+    assert.equal(node.kernel.dump(), before);
+  });
+
+  it('has an address that is taken is told by whom, unless that one is dead', async () => {
+    const network = await node.network(front);
+    const address = await node.endpoint(network, first);
+    await node.join(network, first);
+    const created = endpointRequest(network, second, address);
+    const state = await node.state();
+    assert.match(
+      await node.refusal('NetworkDriver.CreateEndpoint', created),
+      new RegExp(`address ${bare(address)} is in use by endpoint e1e1e1e1e1e1`),
+    );
+    assert.equal(await node.state(), state);
+    node.kernel.host.removeLink(vethName(first));
+    await node.client.call('NetworkDriver.CreateEndpoint', created);
+  });
+
+  it('has no IPv4 address is told that the network has the wrong IPAM', async () => {
+    const network = await node.network(front);
+    assert.match(
+      await node.refusal('NetworkDriver.CreateEndpoint', endpointRequest(network, first, '')),
+      /--ipam-driver/,
+    );
+  });
+
+  it('publishes ports by itself (mode=host) is told what to do instead', async () => {
+    const network = await node.network(front);
+    await node.endpoint(network, first);
+    const map = [{ Proto: 6, IP: '', Port: 80, HostIP: '', HostPort: 8080, HostPortEnd: 8080 }];
+    const request = { NetworkID: front, EndpointID: first, Options: { [label.portMap]: map } };
+    assert.match(
+      await node.refusal('NetworkDriver.ProgramExternalConnectivity', request),
+      /mode=host.*docker service create -p/,
+    );
+    const none = { ...request, Options: { [label.portMap]: null } };
+    await node.client.call('NetworkDriver.ProgramExternalConnectivity', none);
+  });
+});
+
+describe('an address that cannot be', () => {
+  let node: Node;
+  let pool: string;
+  beforeEach(async () => {
+    node = await Node.start();
+    const network = await node.network(front, { subnet: '10.77.0.0/29' });
+    pool = network.globalPool;
+  });
+  afterEach(() => node.stop());
+
+  for (const [what, Address, words] of [
+    ['outside of the subnet', '10.78.0.5', /not in the subnet 10\.77\.0\.0\/29/],
+    ['the gateway', '10.77.0.1', /gateway/],
+    ['the broadcast address', '10.77.0.7', /broadcast/],
+    ['no address', 'ten', /ten/],
+  ] as const) {
+    it(`because it is ${what} is refused`, async () => {
+      assert.match(
+        await node.refusal('IpamDriver.RequestAddress', { PoolID: pool, Address, Options: {} }),
+        words,
+      );
+    });
+  }
+
+  it('because the pool is full is refused with the size of the pool', async () => {
+    for (let turn = 0; turn < 5; turn += 1) await node.address(pool);
+    const request = { PoolID: pool, Address: '', Options: {} };
+    assert.match(
+      await node.refusal('IpamDriver.RequestAddress', request),
+      /10\.77\.0\.0\/29.*no free address|full/,
+    );
+  });
+
+  it('can be released all the same: Swarm forgets pool ids on the way, and sends empty ones', async () => {
+    await node.client.call('IpamDriver.ReleaseAddress', { PoolID: '', Address: '10.77.0.5' });
+    await node.client.call('IpamDriver.ReleaseAddress', { PoolID: 'of somebody else', Address: '10.77.0.5' });
+    await node.client.call('IpamDriver.ReleasePool', { PoolID: '' });
+  });
+});
+
+describe('a kernel that refuses', () => {
+  let node: Node;
+  let untouched: string;
+  beforeEach(async () => {
+    const kernel = new FakeKernel();
+    untouched = kernel.dump();
+    node = await Node.start({ kernel });
+  });
+  afterEach(() => node.stop());
+
+  const broken = 'Error: Could not process rule: Operation not supported\n';
+
+  it('a VNI that another device has: CreateNetwork names it, and leaves nothing of the node behind', async () => {
+    node.kernel.host.step(
+      'link add flannel.1 mtu 1450 type vxlan id 4790 dstport 4790 local 203.0.113.1 nolearning',
+    );
+    const before = node.kernel.dump();
+    const network = await node.allocate(front);
+    const state = await node.state();
+    const creation = await node.creation(network);
+    assert.match(
+      await node.refusal('NetworkDriver.CreateNetwork', creation),
+      /flannel\.1 already has VNI 4790.*CAUSEWAY_FABRIC_VNI/,
+    );
+    assert.equal(node.kernel.dump(), before);
+    await releaseLocal(network.gateway, network.localPool);
+    assert.equal(await node.state(), state);
+  });
+
+  it('a UDP port that another program has: CreateNetwork names it, and leaves nothing of the node behind', async () => {
+    node.kernel.host.boundPorts.add(4790);
+    const network = await node.allocate(front);
+    const state = await node.state();
+    const creation = await node.creation(network);
+    assert.match(
+      await node.refusal('NetworkDriver.CreateNetwork', creation),
+      /UDP port 4790 is in use.*CAUSEWAY_FABRIC_PORT/,
+    );
+    assert.equal(node.kernel.dump(), untouched);
+    await releaseLocal(network.gateway, network.localPool);
+    assert.equal(await node.state(), state);
+  });
+
+  it('the rules: CreateNetwork says what it needs, and leaves nothing of the node behind', async () => {
+    node.kernel.refuse = (command) => (command === 'nft -f -' ? broken : undefined);
+    const network = await node.allocate(front);
+    const creation = await node.creation(network);
+    assert.match(await node.refusal('NetworkDriver.CreateNetwork', creation), /kernel refused.*nf_tables/);
+    assert.equal(node.kernel.dump(), untouched);
+  });
+
+  it('the link: Join says so, leaves no link, and the endpoint is not joined', async () => {
+    const network = await node.network(front);
+    await node.endpoint(network, first);
+    const [state, before] = [await node.state(), node.kernel.dump()];
+    node.kernel.refuse = (_command, input) =>
+      input.includes('type veth') ? 'RTNETLINK answers: Operation not supported\n' : undefined;
+    assert.match(await node.refusal('NetworkDriver.Join', joinRequest(network, first)), /not supported/);
+    assert.equal(await node.state(), state);
+    assert.equal(node.kernel.dump(), before);
+    node.kernel.refuse = () => undefined;
+    await node.join(network, first);
+  });
+
+  it('the rules: Join says so, leaves no link, and the endpoint is not joined', async () => {
+    const network = await node.network(front);
+    const address = await node.endpoint(network, first);
+    const [state, before] = [await node.state(), node.kernel.dump()];
+    node.kernel.refuse = (command) => (command === 'nft -f -' ? broken : undefined);
+    assert.match(await node.refusal('NetworkDriver.Join', joinRequest(network, first)), /kernel refused/);
+    assert.equal(await node.state(), state);
+    assert.equal(node.kernel.host.links.has(vethName(first)), false);
+    node.kernel.refuse = () => undefined;
+    await node.reconciler.pass();
+    assert.equal(node.kernel.dump(), before);
+    await node.join(network, first);
+    assert.ok(node.kernel.host.routes.some(({ dst }) => dst === bare(address)));
+  });
+
+  it('the rules: what Docker takes away is forgotten all the same, and leaves the kernel when that lets it', async () => {
+    const network = await node.network(front);
+    await node.endpoint(network, first);
+    await node.join(network, first);
+    node.kernel.refuse = (command) => (command === 'nft -f -' ? broken : undefined);
+    const ids = { NetworkID: front, EndpointID: first };
+    for (const method of ['Leave', 'DeleteEndpoint', 'DeleteNetwork'])
+      assert.match(await node.refusal(`NetworkDriver.${method}`, ids), /not supported/);
+    assert.deepEqual((await node.records.endpoints.list()).rows, []);
+    assert.deepEqual((await node.records.presence.list()).rows, []);
+    assert.equal((await node.records.networks.get(front))?.value.allocated, true);
+    node.kernel.refuse = () => undefined;
+    await node.reconciler.pass();
+    assert.equal(node.kernel.dump(), untouched);
+  });
+
+  /** What Docker does on the node after CreateNetwork failed. */
+  async function releaseLocal(gateway: string, PoolID: string): Promise<void> {
+    await node.client.call('IpamDriver.ReleaseAddress', {
+      PoolID,
+      Address: bare(gateway),
+      Options: gatewayOptions,
+    });
+    await node.client.call('IpamDriver.ReleasePool', { PoolID });
+  }
+});

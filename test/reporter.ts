@@ -1,0 +1,23 @@
+// Owns the count of tests of one mocha run, for test/run.ts; prints what mocha's spec reporter prints.
+// Must not judge.
+import { writeFileSync } from 'node:fs';
+import Mocha from 'mocha';
+
+/** What `CAUSEWAY_TEST_COUNT` names a file for. */
+export interface Count {
+  passed: number;
+  failed: number;
+  skipped: number;
+}
+
+export default class CountingReporter extends Mocha.reporters.Spec {
+  constructor(runner: Mocha.Runner, options?: Mocha.MochaOptions) {
+    super(runner, options);
+    runner.once('end', () => {
+      const file = process.env['CAUSEWAY_TEST_COUNT'];
+      const { passes: passed, failures: failed, pending: skipped } = this.stats;
+      if (file !== undefined)
+        writeFileSync(file, JSON.stringify({ passed, failed, skipped } satisfies Count));
+    });
+  }
+}

@@ -1,0 +1,222 @@
+// Owns `npm test`: every stage in order, from pure to real, and the sum at the end.
+// Must not hide a stage that could not run: it says why, and with CI=true that is a failure.
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { parseArgs } from 'node:util';
+import { execa } from 'execa';
+import { buildPlugin } from '../rootfs/build.ts';
+import type { Count } from './reporter.ts';
+import { prepareDockerDisk } from './lab/vm/docker.ts';
+import { prepareConsul } from './lab/consul.ts';
+import { Vm } from './lab/vm.ts';
+
+interface Stage {
+  name: string;
+  /** What it shows, for those who watch. */
+  shows: string;
+  /** Needs root, for network namespaces or Debian packages. Has the machine for itself; the others run side by side. */
+  root: boolean;
+  /** @param print where to write what it says; a stage with the machine for itself writes by itself, as it goes */
+  run: (print: Print) => Promise<Count>;
+}
+
+type Print = (text: string) => void;
+
+const root = join(import.meta.dirname, '..');
+const bin = (name: string): string => join(root, 'node_modules/.bin', name);
+
+/** A command that counts as one test. */
+async function single(print: Print, file: string, ...args: string[]): Promise<Count> {
+  const { failed, all } = await execa(bin(file), args, { cwd: root, all: true, reject: false });
+  if (all !== '') print(`${all}\n`);
+  return { passed: failed ? 0 : 1, failed: failed ? 1 : 0, skipped: 0 };
+}
+
+const cache = (name: string): string => join(root, 'build/cache', name);
+
+async function lint(print: Print): Promise<Count> {
+  const rules = await single(print, 'eslint', '--cache', '--cache-location', cache('eslint.json'), '.');
+  const format = await single(
+    print,
+    'prettier',
+    '--check',
+    '--log-level=warn',
+    ...['--cache', '--cache-location', cache('prettier.json')],
+    '.',
+  );
+  return add(rules, format);
+}
+
+const command = (patterns: string[]): [string, ...string[]] => [
+  process.execPath,
+  join(root, 'node_modules/mocha/bin/mocha.js'),
+  '--reporter',
+  'test/reporter.ts',
+  ...patterns,
+];
+
+/** @param print given: told all at the end */
+async function mocha(patterns: string[], print?: Print): Promise<Count> {
+  const directory = await mkdtemp(join(tmpdir(), 'causeway-test-'));
+  const file = join(directory, 'count.json');
+  try {
+    const [program, ...args] = command(patterns);
+    const env = { CAUSEWAY_TEST_COUNT: file };
+    const how = print === undefined ? ({ stdio: 'inherit' } as const) : ({ all: true } as const);
+    const { exitCode, all } = await execa(program, args, { cwd: root, env, reject: false, ...how });
+    if (typeof all === 'string') print?.(`${all}\n`);
+    return parseCount(await readFile(file, 'utf8').catch(() => ''), exitCode);
+  } finally {
+    await rm(directory, { recursive: true, force: true });
+  }
+}
+
+/** The emulated processor is about this much slower than the machine's own. */
+const vmSlowness = 6;
+const vmTimeoutMs = 40 * 60_000;
+
+/** Room for a Docker Engine, the plugin and six tasks. */
+const vmMemoryMiB = 6144;
+
+/** @param suites each the arguments of one mocha; all run in one machine, one after the other */
+async function mochaInVm(...suites: string[][]): Promise<Count> {
+  const progress = (line: string): void => console.log(`  ${line}`);
+  // Inside there is no network to fetch it from.
+  await prepareConsul({ progress });
+  const disk = await prepareDockerDisk({ progress });
+  await using vm = await Vm.boot({ name: 'test', memoryMiB: vmMemoryMiB, disks: [disk], progress });
+  let sum: Count = { passed: 0, failed: 0, skipped: 0 };
+  for (const [index, suite] of suites.entries()) {
+    const file = `/tmp/count-${index}.json`;
+    const { exitCode } = await vm.run(command(suite), {
+      env: {
+        CAUSEWAY_TEST_COUNT: file,
+        CAUSEWAY_TEST_LB: 'ipvs',
+        CAUSEWAY_TEST_DOCKER: disk.at,
+        CAUSEWAY_TEST_SLOWNESS: String(vmSlowness),
+      },
+      timeoutMs: vmTimeoutMs,
+      onStdout: (text) => process.stdout.write(text),
+      onStderr: (text) => process.stderr.write(text),
+    });
+    sum = add(sum, parseCount((await vm.run(['cat', file])).stdout, exitCode));
+  }
+  return sum;
+}
+
+/** @param text what the reporter wrote; '' when mocha did not get that far, as with a file that cannot be loaded */
+function parseCount(text: string, exitCode: number | undefined): Count {
+  const count = text === '' ? { passed: 0, failed: 0, skipped: 0 } : (JSON.parse(text) as Count);
+  return exitCode !== 0 && count.failed === 0 ? { ...count, failed: 1 } : count;
+}
+
+const fast = [
+  'test/unit/**/*.test.ts',
+  'test/contract/**/*.test.ts',
+  'test/protocol/**/*.test.ts',
+  'test/scenario/**/*.test.ts',
+];
+
+const stages: Stage[] = [
+  {
+    name: 'types',
+    shows: 'the types fit',
+    root: false,
+    run: (print) => single(print, 'tsc', '--incremental', '--tsBuildInfoFile', cache('tsc.json')),
+  },
+  {
+    name: 'lint',
+    shows: 'rooms import in one direction only; the code is formatted',
+    root: false,
+    run: lint,
+  },
+  {
+    name: 'unit',
+    shows: 'plans, records, protocol, without a kernel',
+    root: false,
+    run: (print) => mocha(fast, print),
+  },
+  {
+    name: 'consul',
+    shows: 'the store in a real Consul: contract, locks, outages, access',
+    root: true,
+    run: () => mocha(['test/consul/**/*.test.ts']),
+  },
+  {
+    name: 'kernel',
+    shows: 'data path and nft engine with real packets, on this kernel',
+    root: true,
+    run: () => mocha(['test/kernel/**/*.test.ts']),
+  },
+  {
+    name: 'docker',
+    shows: 'the plugin in a real Docker Engine, one-node Swarm, on this kernel',
+    root: true,
+    run: () => mocha(['test/docker/**/*.test.ts', 'test/lab/**/*.test.ts']),
+  },
+  {
+    name: 'ipvs',
+    shows:
+      'the same data path, and the main job in a real Docker Engine, with the IPVS engine, on a stock Debian kernel',
+    root: true,
+    // What of the Docker suite there is time for on an emulated processor.
+    run: () =>
+      mochaInVm(
+        ['test/kernel/datapath.test.ts'],
+        ['--grep', '#main', 'test/kernel/cluster.test.ts'],
+        ['--grep', '#main', 'test/docker/single-node.test.ts'],
+      ),
+  },
+];
+
+function add(a: Count, b: Count): Count {
+  return { passed: a.passed + b.passed, failed: a.failed + b.failed, skipped: a.skipped + b.skipped };
+}
+
+async function main(): Promise<void> {
+  const { values } = parseArgs({
+    options: { only: { type: 'string' }, fast: { type: 'boolean', default: false } },
+  });
+  const names =
+    values.only?.split(',') ?? (values.fast ? ['types', 'lint', 'unit'] : stages.map(({ name }) => name));
+  const unknown = names.filter((name) => !stages.some((stage) => stage.name === name));
+  if (unknown.length > 0) {
+    throw new Error(
+      `There is no stage ${unknown.join(', ')}; there are ${stages.map(({ name }) => name).join(', ')}.`,
+    );
+  }
+  const chosen = stages.filter(({ name }) => names.includes(name));
+  const isRoot = process.getuid?.() === 0;
+  if (isRoot && chosen.some((stage) => stage.root)) {
+    await buildPlugin({ progress: (line) => console.log(`  ${line}`) });
+  }
+  let sum: Count = { passed: 0, failed: 0, skipped: 0 };
+  const perform = async (stage: Stage): Promise<void> => {
+    const title = `\n── ${stage.name}: ${stage.shows}\n`;
+    let text = '';
+    if (stage.root) process.stdout.write(title);
+    else text = title;
+    const started = performance.now();
+    let count: Count = { passed: 0, failed: 0, skipped: 1 };
+    if (stage.root && !isRoot)
+      console.log('skipped: it makes network namespaces or unpacks Debian packages, which takes root');
+    else count = await stage.run((more) => (text += more));
+    const seconds = ((performance.now() - started) / 1000).toFixed(0);
+    const { passed, failed, skipped } = count;
+    console.log(
+      `${text}── ${stage.name}: ${passed} passed, ${failed} failed, ${skipped} skipped in ${seconds} s`,
+    );
+    sum = add(sum, count);
+  };
+  await Promise.all(chosen.filter((stage) => !stage.root).map(perform));
+  for (const stage of chosen.filter((stage) => stage.root)) await perform(stage);
+  if (process.env['CI'] === 'true' && sum.skipped > 0) {
+    console.log('\nWith CI=true a skipped test is a failure.');
+    sum = { ...sum, failed: sum.failed + sum.skipped, skipped: 0 };
+  }
+  console.log(`\n${sum.passed} passed, ${sum.failed} failed, ${sum.skipped} skipped`);
+  process.exitCode = sum.failed > 0 ? 1 : 0;
+}
+
+await main();

@@ -1,0 +1,216 @@
+// Owns the tests of what the engines render, the same for both where both must do the same.
+// Must not assert whole texts: docs/kernel-state.md does.
+import assert from 'node:assert/strict';
+import { ipvsEngine } from '../../lb/ipvs.ts';
+import type { Engine, PortServer, VipServer, VirtualServer } from '../../lb/model.ts';
+import { nftEngine } from '../../lb/nft.ts';
+import { EngineUnavailable, selectEngine } from '../../lb/select.ts';
+import type { NftPart } from '../../net/table.ts';
+import { netLayout } from '../../net/rules.ts';
+import { FakeKernel } from '../fake/kernel.ts';
+
+const two = [
+  { address: '10.64.0.3', weight: 1 },
+  { address: '10.64.0.4', weight: 1 },
+];
+const leaving = [
+  { address: '10.64.0.3', weight: 1 },
+  { address: '10.64.0.4', weight: 0 },
+];
+const vip = (realServers: VipServer['realServers']): VipServer => ({
+  kind: 'vip',
+  address: '10.64.0.2',
+  realServers,
+});
+const port = (
+  realServers: PortServer['realServers'],
+  protocol: PortServer['protocol'] = 'tcp',
+): PortServer => ({
+  kind: 'port',
+  protocol,
+  port: 8080,
+  targetPort: 80,
+  realServers,
+});
+
+const none = new Map<string, number>();
+
+function rendered(engine: Engine, servers: readonly VirtualServer[]): readonly NftPart[] {
+  return engine.render(servers, none).content.parts;
+}
+
+/** Every rule that translates for the server, in either engine: by nft. */
+function rules(engine: Engine, server: VirtualServer): string {
+  return rendered(engine, [server])
+    .flatMap(({ chains }) => chains.flatMap(([, list]) => list))
+    .join('\n');
+}
+
+function keys(engine: Engine, set: string, ...servers: VirtualServer[]): string[] {
+  return rendered(engine, servers).flatMap(({ elements }) =>
+    elements.filter(([name]) => name === set).map(([, key]) => key),
+  );
+}
+
+/** @returns where the first rule that mentions the text is in a chain */
+function position(engine: Engine, chain: string, text: string): number {
+  return engine.layout.chains[chain]?.rules.findIndex((rule) => rule.includes(text)) ?? -1;
+}
+
+for (const engine of [nftEngine, ipvsEngine]) {
+  describe(`engine ${engine.name}`, () => {
+    it('translates a published port to the port of the tasks', () => {
+      assert.match(
+        rules(engine, port(two)),
+        /numgen inc mod 2 map \{ 0 : 10\.64\.0\.3, 1 : 10\.64\.0\.4 \} : 80$/,
+      );
+    });
+
+    it('gives no new connection to a task that drains', () => {
+      assert.doesNotMatch(rules(engine, port(leaving)), /10\.64\.0\.4/);
+      assert.match(rules(engine, port(leaving)), /mod 1 /);
+    });
+
+    it('knows every VIP and published port, served or not, so that it can refuse', () => {
+      assert.deepEqual(keys(engine, 'vips', vip([]), port([])), ['10.64.0.2']);
+      assert.deepEqual(keys(engine, 'published', vip([]), port([])), ['tcp . 8080']);
+    });
+
+    it('keeps a port without tasks from Docker, and leads it nowhere', () => {
+      assert.equal(rules(engine, port([])), 'dnat ip to ip daddr');
+    });
+
+    it('decides ahead of the chains of Docker, which are at -100', () => {
+      for (const chain of ['balance_in', 'balance_out'])
+        assert.match(engine.layout.chains[chain]?.hook ?? '', /type nat hook \w+ priority -101;/);
+    });
+
+    it('has no name in common with the rules of the networks', () => {
+      for (const part of ['sets', 'chains'] as const)
+        for (const name of Object.keys(engine.layout[part])) assert.ok(!(name in netLayout[part]), name);
+    });
+
+    it('declares every set that it fills', () => {
+      const elements = rendered(engine, [vip(two), port(two)]).flatMap((part) => part.elements);
+      for (const [name] of elements) assert.ok(name in engine.layout.sets, name);
+    });
+
+    it('renders the same for the same servers', () => {
+      const servers = [vip(two), port(leaving), port(two, 'udp')];
+      assert.deepEqual(engine.render(servers, none), engine.render(servers, none));
+    });
+
+    it('renders the same objects for a server that is the same object, whatever else there is', () => {
+      const server = port(two);
+      const before = engine.render([server], none);
+      const after = engine.render([vip(two), server], before.marks);
+      assert.equal(after.content.parts[1], before.content.parts[0]);
+      assert.equal(after.services[1], before.services[0]);
+    });
+
+    it('renders something else for other real servers, under another name', () => {
+      const names = (server: VirtualServer): string[] =>
+        rendered(engine, [server]).flatMap(({ chains }) => chains.map(([name]) => name));
+      assert.notDeepEqual(names(port(two)), names(port(leaving)));
+    });
+  });
+}
+
+describe('engine nft', () => {
+  it('asks for the VIP first: a VIP is a local address, and its ports are not the published ones', () => {
+    for (const chain of ['balance_in', 'balance_out']) {
+      const first = position(nftEngine, chain, '@vip_chains');
+      assert.ok(first >= 0 && first < position(nftEngine, chain, '@port_chains'));
+    }
+  });
+
+  it('needs no IPVS', () => {
+    assert.deepEqual(nftEngine.render([vip(two), port(two)], none).services, []);
+  });
+});
+
+describe('engine ipvs', () => {
+  const destinations = (server: VirtualServer): Record<string, number> =>
+    Object.fromEntries(
+      ipvsEngine.render([server], none).services.flatMap((service) => [...service.destinations]),
+    );
+
+  it('asks for the VIP first: a VIP is a local address, and its ports are not the published ones', () => {
+    for (const chain of ['mark_in', 'mark_out']) {
+      const first = position(ipvsEngine, chain, '@vips');
+      assert.ok(first >= 0 && first < position(ipvsEngine, chain, '@port_marks'));
+    }
+  });
+
+  it('keeps the port a VIP was asked for', () => {
+    assert.deepEqual(destinations(vip(two)), { '10.64.0.3:0': 1, '10.64.0.4:0': 1 });
+  });
+
+  it('drains TCP at weight 0', () => {
+    assert.deepEqual(destinations(port(leaving)), { '10.64.0.3:80': 1, '10.64.0.4:80': 0 });
+  });
+
+  it('removes a draining task from a UDP port at once, because UDP has no end of its own', () => {
+    assert.deepEqual(destinations(port(leaving, 'udp')), { '10.64.0.3:80': 1 });
+  });
+
+  it('gives no mark to what nobody serves, so that it is refused', () => {
+    assert.deepEqual(keys(ipvsEngine, 'vip_marks', vip([])), []);
+    assert.deepEqual(keys(ipvsEngine, 'port_marks', port([])), []);
+    assert.deepEqual(ipvsEngine.render([vip([]), port([])], none).services, []);
+  });
+
+  it('keeps the service of what only drains, and with it its connections', () => {
+    const drained = [{ address: '10.64.0.4', weight: 0 }];
+    assert.deepEqual(destinations(port(drained)), { '10.64.0.4:80': 0 });
+    assert.deepEqual(keys(ipvsEngine, 'port_marks', port(drained)), ['tcp . 8080']);
+  });
+
+  it('marks by the same number as the service in IPVS has', () => {
+    const { content, services } = ipvsEngine.render([vip(two), port(two)], none);
+    const marks = content.parts.flatMap(({ elements }) =>
+      elements.filter(([name]) => name.endsWith('_marks')).map(([, , mark]) => mark),
+    );
+    assert.deepEqual(
+      services.map(({ mark }) => String(mark)),
+      marks,
+    );
+  });
+
+  it('keeps marks that are in the kernel', () => {
+    const kept = new Map([['port-tcp-8080', 201326777]]);
+    assert.equal(ipvsEngine.render([vip(two), port(two)], kept).services[1]?.mark, 201326777);
+  });
+
+  it('does not mark what the node sends to 127.0.0.0/8, which IPVS cannot deliver', () => {
+    assert.match(ipvsEngine.layout.chains['mark_out']?.rules[2] ?? '', /^ip daddr != 127\.0\.0\.0\/8 /);
+    assert.deepEqual(keys(ipvsEngine, 'loopback_chains', port(two)), ['tcp . 8080']);
+  });
+});
+
+describe('selectEngine', () => {
+  const withIpvs = new FakeKernel();
+  const without = new FakeKernel({ ipvs: false });
+
+  it('takes IPVS by itself where the kernel has it, else nft, and says why', async () => {
+    assert.deepEqual(await selectEngine(withIpvs.run, 'auto'), {
+      engine: ipvsEngine,
+      why: 'the kernel has IPVS',
+    });
+    const { engine, why } = await selectEngine(without.run, 'auto');
+    assert.equal(engine, nftEngine);
+    assert.match(why, /no IPVS \(Can't initialize ipvs: Protocol not available\)/);
+  });
+
+  it('takes what it is told', async () => {
+    assert.equal((await selectEngine(withIpvs.run, 'nft')).engine, nftEngine);
+    assert.equal((await selectEngine(withIpvs.run, 'ipvs')).engine, ipvsEngine);
+  });
+
+  it('refuses to do without IPVS where it is demanded, and names the remedy', async () => {
+    await assert.rejects(
+      selectEngine(without.run, 'ipvs'),
+      (error: unknown) => error instanceof EngineUnavailable && /ip_vs.*CAUSEWAY_LB=auto/.test(error.message),
+    );
+  });
+});

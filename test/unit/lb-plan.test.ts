@@ -1,0 +1,130 @@
+// Owns the tests of the decision which virtual servers there are and who serves them.
+// Must not know an engine.
+import assert from 'node:assert/strict';
+import { virtualServerId, type VirtualServer } from '../../lb/model.ts';
+import { planVirtualServers } from '../../lb/plan.ts';
+import type { EndpointRecord, NetworkRecord, ServiceRecord } from '../../store/records.ts';
+
+function network(id: string, rest: Partial<NetworkRecord> = {}): NetworkRecord {
+  const subnet = '10.64.0.0/20';
+  return { v: 1, id, name: id, subnet, gateway: '10.64.0.1', internal: false, allocated: true, ...rest };
+}
+
+function endpoint(net: string, address: string): EndpointRecord {
+  return { v: 1, id: `${net}-${address}`, network: net, node: 'any', address, mac: '', sandbox: 'sandbox' };
+}
+
+function service(rest: Partial<ServiceRecord>): ServiceRecord {
+  return { v: 1, id: 's', name: 's', vips: {}, networks: ['a'], ports: [], tasks: [], ...rest };
+}
+
+function task(addresses: Record<string, string>, draining = false): ServiceRecord['tasks'][number] {
+  return { id: JSON.stringify(addresses), addresses, draining };
+}
+
+const web: ServiceRecord['ports'][number] = { protocol: 'tcp', port: 8080, targetPort: 80 };
+
+/** Id to addresses with their weight. */
+function summary(servers: readonly VirtualServer[]): Record<string, string[]> {
+  return Object.fromEntries(
+    servers.map((server) => [
+      virtualServerId(server),
+      server.realServers.map(({ address, weight }) => `${address}*${weight}`),
+    ]),
+  );
+}
+
+describe('planVirtualServers', () => {
+  it('makes one for each VIP and one for each published port', () => {
+    const tasks = [task({ a: '10.64.0.3', b: '10.65.0.3' }), task({ a: '10.64.0.4', b: '10.65.0.4' })];
+    const endpoints = tasks.flatMap(({ addresses }) =>
+      Object.entries(addresses).map(([net, address]) => endpoint(net, address)),
+    );
+    const ports = [web, { protocol: 'udp', port: 53, targetPort: 53 } as const];
+    const record = service({ vips: { a: '10.64.0.2', b: '10.65.0.2' }, networks: ['a', 'b'], ports, tasks });
+    assert.deepEqual(summary(planVirtualServers([record], [network('a'), network('b')], endpoints)), {
+      'vip-10.64.0.2': ['10.64.0.3*1', '10.64.0.4*1'],
+      'vip-10.65.0.2': ['10.65.0.3*1', '10.65.0.4*1'],
+      'port-tcp-8080': ['10.64.0.3*1', '10.64.0.4*1'],
+      'port-udp-53': ['10.64.0.3*1', '10.64.0.4*1'],
+    });
+  });
+
+  it('publishes a service without a VIP (dnsrr) too', () => {
+    const record = service({ ports: [web], tasks: [task({ a: '10.64.0.3' })] });
+    assert.deepEqual(summary(planVirtualServers([record], [network('a')], [endpoint('a', '10.64.0.3')])), {
+      'port-tcp-8080': ['10.64.0.3*1'],
+    });
+  });
+
+  it('gives a draining task no new connections, and keeps it for those it has', () => {
+    const record = service({ vips: { a: '10.64.0.2' }, tasks: [task({ a: '10.64.0.3' }, true)] });
+    assert.deepEqual(summary(planVirtualServers([record], [network('a')], [endpoint('a', '10.64.0.3')])), {
+      'vip-10.64.0.2': ['10.64.0.3*0'],
+    });
+  });
+
+  it('gives a task on a lost node no new connections, unless all are on such', () => {
+    const tasks = [task({ a: '10.64.0.3' }), task({ a: '10.64.0.4' }), task({ a: '10.64.0.5' }, true)];
+    const endpoints = [
+      { ...endpoint('a', '10.64.0.3'), node: 'one' },
+      { ...endpoint('a', '10.64.0.4'), node: 'two' },
+      { ...endpoint('a', '10.64.0.5'), node: 'three' },
+    ];
+    const plan = (...hidden: string[]): Record<string, string[]> =>
+      summary(
+        planVirtualServers([service({ ports: [web], tasks })], [network('a')], endpoints, new Set(hidden)),
+      );
+    assert.deepEqual(plan('two')['port-tcp-8080'], ['10.64.0.3*1', '10.64.0.5*0']);
+    assert.deepEqual(plan('one', 'two')['port-tcp-8080'], ['10.64.0.3*1', '10.64.0.4*1', '10.64.0.5*0']);
+  });
+
+  it('passes over tasks that have no endpoint, or one that has not joined or has left', () => {
+    const tasks = [task({ a: '10.64.0.3' }), task({ a: '10.64.0.4' }), task({})];
+    const record = service({ vips: { a: '10.64.0.2' }, tasks });
+    const { sandbox: _, ...left } = endpoint('a', '10.64.0.3');
+    assert.deepEqual(summary(planVirtualServers([record], [network('a')], [left])), { 'vip-10.64.0.2': [] });
+  });
+
+  it('tells the same address on two networks apart', () => {
+    const record = service({ vips: { a: '10.64.0.2' }, tasks: [task({ a: '10.64.0.3' })] });
+    assert.deepEqual(summary(planVirtualServers([record], [network('a')], [endpoint('b', '10.64.0.3')])), {
+      'vip-10.64.0.2': [],
+    });
+  });
+
+  it('makes none for networks that are refused or unknown', () => {
+    const record = service({ vips: { a: '10.64.0.2', x: '10.99.0.2' }, networks: ['a', 'x'], ports: [web] });
+    assert.deepEqual(planVirtualServers([record], [network('a', { refused: 'overlap' })], []), []);
+  });
+
+  describe('lets clients from outside in by', () => {
+    /** @returns the network through which a service on all of these is published */
+    function entrance(...networks: NetworkRecord[]): string | undefined {
+      const addresses = Object.fromEntries(networks.map(({ id }) => [id, `10.64.0.${id.charCodeAt(0)}`]));
+      const record = service({
+        networks: networks.map(({ id }) => id),
+        ports: [web],
+        tasks: [task(addresses)],
+      });
+      const endpoints = Object.entries(addresses).map(([net, address]) => endpoint(net, address));
+      const [server] = planVirtualServers([record], networks, endpoints);
+      return networks.find(({ id }) => addresses[id] === server?.realServers[0]?.address)?.id;
+    }
+
+    it('the network whose name comes first', () => {
+      assert.equal(entrance(network('x', { name: 'zeta' }), network('y', { name: 'alpha' })), 'y');
+    });
+
+    it('one that is not internal, whatever its name', () => {
+      assert.equal(
+        entrance(network('x', { name: 'alpha', internal: true }), network('y', { name: 'zeta' })),
+        'y',
+      );
+    });
+
+    it('an internal one where there is no other', () => {
+      assert.equal(entrance(network('x', { internal: true })), 'x');
+    });
+  });
+});

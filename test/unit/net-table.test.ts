@@ -1,0 +1,240 @@
+// Owns the tests of the nft table: reading what `nft -j` prints, and the transaction from one table to another.
+// Must not know what rules mean; the kernel tests show that they do it.
+import assert from 'node:assert/strict';
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import {
+  contentName,
+  expectedTable,
+  observeTable,
+  parseTable,
+  planTable,
+  type NftElements,
+  type NftLayout,
+  type NftTable,
+} from '../../net/table.ts';
+import { FakeKernel } from '../fake/kernel.ts';
+import { FakeNft } from '../fake/nft.ts';
+import { seeded, type Random } from './random.ts';
+
+describe('parseTable', () => {
+  for (const engine of ['nft', 'ipvs']) {
+    it(`reads what nft lists of a table of engine ${engine} as what was loaded`, async () => {
+      const recorded = join(import.meta.dirname, '..', 'recorded', `nft-table-${engine}`);
+      const model = new FakeNft();
+      model.load(await readFile(`${recorded}.nft`, 'utf8'));
+      assert.deepEqual(parseTable(await readFile(`${recorded}.json`, 'utf8')), parseTable(model.list()));
+    });
+  }
+
+  it('reads adjacent subnets as they were written, each for itself', async () => {
+    const file = join(import.meta.dirname, '..', 'recorded', 'nft-table-nft.json');
+    const { elements } = parseTable(await readFile(file, 'utf8'));
+    assert.deepEqual([...(elements.get('subnets')?.keys() ?? [])], ['10.64.0.0/20', '10.64.16.0/20']);
+    assert.equal(elements.get('gateways')?.get('10.64.16.0/20'), '10.64.16.1');
+    assert.ok(elements.get('within')?.has('10.64.0.0/20 . 10.64.0.0/20'));
+  });
+
+  it('reads an element that somebody added with a comment, so that it can be deleted', () => {
+    const set = { name: 'vips', elem: [{ elem: { val: '10.64.0.9', comment: 'mine' } }] };
+    const { elements } = parseTable(JSON.stringify({ nftables: [{ set }] }));
+    assert.deepEqual(elements.get('vips'), new Map([['10.64.0.9', '']]));
+  });
+});
+
+describe('observeTable', () => {
+  it('is undefined where there is no table', async () => {
+    assert.equal(await observeTable(new FakeKernel().run), undefined);
+  });
+
+  it('does not take another failure for an absent table', async () => {
+    const kernel = new FakeKernel();
+    kernel.refuse = () => 'Error: Could not process rule: Operation not permitted\n';
+    await assert.rejects(observeTable(kernel.run), /Operation not permitted/);
+  });
+});
+
+const layout: NftLayout = {
+  sets: {
+    members: { kind: 'set', declaration: 'type ipv4_addr;' },
+    numbers: { kind: 'map', declaration: 'type ipv4_addr : mark;' },
+    verdicts: { kind: 'map', declaration: 'type inet_proto . inet_service : verdict;' },
+  },
+  chains: { entry: { hook: 'type filter hook input priority 0;', rules: ['ip saddr @members drop'] } },
+};
+
+function table(parts: {
+  members?: string[];
+  numbers?: Record<string, string>;
+  /** Port to the rules it leads to. */
+  verdicts?: Record<string, string[]>;
+}): NftTable {
+  const { members = [], numbers = {}, verdicts = {} } = parts;
+  return {
+    layout,
+    content: {
+      parts: Object.entries(verdicts).map(([port, rules]) => {
+        const name = contentName(`port-${port}`, rules);
+        return { chains: [[name, rules]], elements: [['verdicts', `tcp . ${port}`, `goto ${name}`]] };
+      }),
+      elements: new Map<string, NftElements>([
+        ['members', new Map(members.map((key) => [key, '']))],
+        ['numbers', new Map(Object.entries(numbers))],
+      ]),
+    },
+  };
+}
+
+/** A model of the kernel with this table in it. */
+function loaded(wanted: NftTable): FakeNft {
+  const nft = new FakeNft();
+  nft.load(planTable(undefined, wanted));
+  return nft;
+}
+
+describe('planTable', () => {
+  it('does nothing for a table that is as wanted, nor for one that is absent and not wanted', () => {
+    const wanted = table({ members: ['10.0.0.1'], verdicts: { 80: ['drop'] } });
+    assert.equal(planTable(expectedTable(wanted), wanted), '');
+    assert.equal(planTable(undefined, undefined), '');
+  });
+
+  it('deletes a table that is not wanted', () => {
+    assert.equal(planTable(expectedTable(table({})), undefined), 'delete table inet causeway\n');
+  });
+
+  it('touches nothing but the difference', () => {
+    const before = table({
+      members: ['10.0.0.1', '10.0.0.2'],
+      numbers: { '10.0.0.1': '1', '10.0.0.2': '2' },
+    });
+    const after = table({ members: ['10.0.0.2', '10.0.0.3'], numbers: { '10.0.0.1': '1', '10.0.0.2': '9' } });
+    assert.deepEqual(planTable(expectedTable(before), after).split('\n'), [
+      'delete element inet causeway members { 10.0.0.1 }',
+      'delete element inet causeway numbers { 10.0.0.2 : 2 }',
+      'add element inet causeway members { 10.0.0.3 }',
+      'add element inet causeway numbers { 10.0.0.2 : 9 }',
+      '',
+    ]);
+  });
+
+  it('moves an element to its new chain before the old chain is deleted', () => {
+    const lines = planTable(
+      expectedTable(table({ verdicts: { 80: ['accept'] } })),
+      table({ verdicts: { 80: ['drop'] } }),
+    )
+      .split('\n')
+      .map((line) => line.replaceAll(/\.[\da-f]{12}/g, ''));
+    assert.deepEqual(lines, [
+      'add chain inet causeway port-80',
+      'add rule inet causeway port-80 drop',
+      'delete element inet causeway verdicts { tcp . 80 : goto port-80 }',
+      'add element inet causeway verdicts { tcp . 80 : goto port-80 }',
+      'flush chain inet causeway port-80',
+      'delete chain inet causeway port-80',
+      '',
+    ]);
+  });
+
+  /** What somebody else may do to the table. */
+  const meddling: Record<string, string> = {
+    'flushed a chain': 'flush chain inet causeway entry',
+    'added a rule': 'add rule inet causeway entry accept',
+    'added a rule to a chain of a service': `add rule inet causeway ${contentName('port-80', ['drop'])} accept`,
+  };
+  for (const [what, command] of Object.entries(meddling)) {
+    it(`replaces the table in one transaction when somebody ${what}`, () => {
+      const wanted = table({ members: ['10.0.0.1'], verdicts: { 80: ['drop'] } });
+      const nft = loaded(wanted);
+      nft.load(command);
+      const plan = planTable(parseTable(nft.list()), wanted);
+      assert.equal(plan, `delete table inet causeway\n${planTable(undefined, wanted)}`);
+      nft.load(plan);
+      assert.deepEqual(parseTable(nft.list()), expectedTable(wanted));
+    });
+  }
+
+  it('replaces the table of another version of the layout', () => {
+    const [entry] = Object.values(layout.chains);
+    assert.ok(entry);
+    // As many rules as before, so that only the name of the layout tells.
+    const other = { ...layout, chains: { entry: { ...entry, rules: ['ip saddr @members accept'] } } };
+    const old = table({ members: ['10.0.0.1'] });
+    const plan = planTable(expectedTable(old), { layout: other, content: old.content });
+    assert.match(plan, /^delete table inet causeway\nadd table inet causeway\n/);
+  });
+
+  it('takes out what somebody put in, element and chain', () => {
+    const wanted = table({ members: ['10.0.0.1'] });
+    const nft = loaded(wanted);
+    nft.load('add element inet causeway members { 10.0.0.9 }\nadd chain inet causeway mine\n');
+    const plan = planTable(parseTable(nft.list()), wanted);
+    assert.doesNotMatch(plan, /delete table/);
+    nft.load(plan);
+    assert.deepEqual(parseTable(nft.list()), expectedTable(wanted));
+  });
+
+  it('passes over parts that are the same objects', () => {
+    const before = table({ verdicts: { 80: ['drop'], 81: ['drop'] } });
+    const [kept] = before.content.parts;
+    assert.ok(kept);
+    const poisoned = new Proxy(kept, {
+      get: () => {
+        throw new Error('it was looked into');
+      },
+    });
+    const written = {
+      layout,
+      content: { ...before.content, parts: [poisoned, ...before.content.parts.slice(1)] },
+    };
+    const wanted = { layout, content: { ...before.content, parts: [poisoned] } };
+    assert.match(
+      planTable(written, wanted),
+      /^delete element .* \{ tcp \. 81 : goto port-81\.\w+ \}\nflush.*\ndelete chain.*\n$/,
+    );
+  });
+
+  it('does the same from what it wrote as from what it reads back', () => {
+    const random = seeded(198);
+    for (let round = 0; round < 300; round += 1) {
+      let written = randomTable(random);
+      const nft = loaded(written);
+      for (let turn = 0; turn < 4; turn += 1) {
+        // Some of its parts are the very same, as they are when little changes.
+        const { content } = randomTable(random);
+        const stay = written.content.parts.filter(() => random(2) === 0);
+        const names = new Set(stay.flatMap(({ elements }) => elements.map(([, key]) => key)));
+        const come = content.parts.filter(({ elements }) => !elements.some(([, key]) => names.has(key)));
+        const wanted = { layout, content: { ...content, parts: [...stay, ...come] } };
+        nft.load(planTable(written, wanted));
+        assert.deepEqual(parseTable(nft.list()), expectedTable(wanted), `round ${round}`);
+        written = wanted;
+      }
+    }
+  });
+
+  it('leads from any table to any other, in a transaction the kernel takes', () => {
+    const random = seeded(197);
+    for (let round = 0; round < 300; round += 1) {
+      const nft = loaded(randomTable(random));
+      // Several steps, as a chain left over by one would trip the next.
+      for (let turn = 0; turn < 4; turn += 1) {
+        const wanted = randomTable(random);
+        nft.load(planTable(parseTable(nft.list()), wanted));
+        assert.deepEqual(parseTable(nft.list()), expectedTable(wanted), `round ${round}`);
+        assert.equal(planTable(parseTable(nft.list()), wanted), '', 'and then there is nothing to do');
+      }
+    }
+  });
+});
+
+function randomTable(random: Random): NftTable {
+  const some = (): string[] => ['1', '2', '3', '4'].filter(() => random(2) === 0);
+  return table({
+    members: some().map((digit) => `10.0.0.${digit}`),
+    numbers: Object.fromEntries(some().map((digit) => [`10.0.0.${digit}`, String(random(3))])),
+    verdicts: Object.fromEntries(
+      some().map((digit) => [`8${digit}`, [['drop'], ['accept'], ['drop', 'accept']][random(3)] ?? []]),
+    ),
+  });
+}

@@ -1,0 +1,292 @@
+// Owns the tests of what is freed that nobody holds: never on one look, never what is held, never by silence.
+// Must not test IPAM's own bookkeeping; ipam-collect.test.ts does.
+import assert from 'node:assert/strict';
+import { Ipam } from '../../ipam/ipam.ts';
+import { createVeth } from '../../net/links.ts';
+import { peerName, vethName } from '../../net/names.ts';
+import { Collector } from '../../plugin/collector.ts';
+import { openEmbedded } from '../../store/embedded.ts';
+import { endpointKey, openRecords, type Records } from '../../store/records.ts';
+import type { Store } from '../../store/store.ts';
+import type { Observation, Swarm } from '../../swarm/publisher.ts';
+import { FakeKernel } from '../fake/kernel.ts';
+import { captureLog } from '../fake/log.ts';
+
+const node = 'node-1';
+const grace = 60_000;
+const network = { Id: 'front', Name: 'front', Driver: 'causeway', Internal: false, Scope: 'swarm' };
+const swarm: Swarm = { leader: true, services: [], tasks: [], nodes: [] };
+const nothing: Observation = { networks: [], swarm };
+
+describe('the collector', () => {
+  let kernel: FakeKernel;
+  let store: Store;
+  let records: Records;
+  let ipam: Ipam;
+  let collector: Collector;
+  let now: number;
+
+  beforeEach(async () => {
+    kernel = new FakeKernel();
+    store = openEmbedded(':memory:');
+    records = openRecords(store);
+    now = 1_000_000;
+    ipam = new Ipam(store, {
+      defaultPool: '10.64.0.0/12',
+      defaultSize: 20,
+      nodeId: node,
+      inUse: () => Promise.resolve([]),
+      now: () => now,
+    });
+    const { run } = kernel;
+    collector = new Collector({
+      store,
+      records,
+      ipam,
+      run,
+      node,
+      log: captureLog().log,
+      now: () => now,
+      grace,
+    });
+    for (const space of ['global', 'local'] as const) {
+      await ipam.requestPool({ space, pool: '10.77.0.0/16', subPool: '', v6: false });
+      await ipam.bindPool({ space, pool: '10.77.0.0/16', network: 'front', gateway: '10.77.0.1/16' });
+    }
+    await records.networks.put('front', {
+      v: 1,
+      id: 'front',
+      subnet: '10.77.0.0/16',
+      gateway: '10.77.0.1',
+      internal: false,
+      allocated: true,
+    });
+    await records.presence.put(`front/${node}`, { v: 1, network: 'front', node });
+  });
+  afterEach(() => store.close());
+
+  async function endpoint(id: string, address: string, on = node): Promise<void> {
+    const record = { v: 1 as const, id, network: 'front', node: on, address, mac: '', sandbox: 'sandbox' };
+    await records.endpoints.put(endpointKey(record), record);
+    if (on !== node) return;
+    await createVeth(kernel.run, kernel.sysctl, { endpointId: id, mac: '02:42:0a:4d:00:05', mtu: 1450 });
+    kernel.host.moveToSandbox(peerName(id));
+    await claim('local', address);
+  }
+
+  async function claim(space: 'global' | 'local', address: string): Promise<void> {
+    await ipam.requestAddress({ poolId: `${space}/10.77.0.0-16`, address, options: {} });
+  }
+
+  /** A look, this many milliseconds after the last one. */
+  async function look(
+    after: number,
+    observation: Observation = { ...nothing, networks: [network] },
+  ): Promise<void> {
+    now += after;
+    await collector.collect(observation, true);
+  }
+
+  const endpoints = async (): Promise<string[]> =>
+    (await records.endpoints.list()).rows.map(({ value }) => value.id);
+  const leases = async (): Promise<string[]> =>
+    (await store.list('ipam/leases/')).entries.map(({ key }) => key.split('/').at(-1) ?? '');
+
+  it('forgets an endpoint whose link is gone, after the grace time and not before', async () => {
+    await endpoint('dead', '10.77.0.5');
+    await endpoint('alive', '10.77.0.6');
+    kernel.host.removeLink(vethName('dead'));
+    await look(0);
+    await look(grace);
+    assert.deepEqual(await endpoints(), ['alive', 'dead']);
+    await look(1);
+    assert.deepEqual(await endpoints(), ['alive']);
+  });
+
+  it('forgets an endpoint whose link never came into a sandbox, and the link', async () => {
+    await endpoint('alive', '10.77.0.6');
+    const half = { v: 1 as const, id: 'half', network: 'front', node, address: '10.77.0.5', mac: '' };
+    await records.endpoints.put(endpointKey(half), half);
+    await createVeth(kernel.run, kernel.sysctl, { endpointId: 'half', mac: '02:42:0a:4d:00:05', mtu: 1450 });
+    await claim('local', half.address);
+    await look(0);
+    await look(grace);
+    assert.deepEqual(await endpoints(), ['alive', 'half']);
+    await look(1);
+    assert.deepEqual(await endpoints(), ['alive']);
+    assert.equal(kernel.host.links.has(vethName('half')), false);
+    await look(grace);
+    assert.deepEqual(await leases(), ['10.77.0.6']);
+  });
+
+  it('tells at once that an endpoint has lost its sandbox, and forgets it later', async () => {
+    await endpoint('dead', '10.77.0.5');
+    await endpoint('alive', '10.77.0.6');
+    await endpoint('far', '10.77.0.7', 'node-2');
+    kernel.host.removeLink(vethName('dead'));
+    await collector.unjoin();
+    const joined = (await records.endpoints.list()).rows.filter(({ value }) => value.sandbox !== undefined);
+    assert.deepEqual(joined.map(({ value }) => value.id).sort(), ['alive', 'far']);
+  });
+
+  it('frees nothing on one look, however long nobody looked', async () => {
+    await endpoint('dead', '10.77.0.5');
+    await claim('global', '10.77.0.9');
+    kernel.host.removeLink(vethName('dead'));
+    await look(100 * grace, nothing);
+    assert.deepEqual(await endpoints(), ['dead']);
+    assert.deepEqual(await leases(), ['10.77.0.5', '10.77.0.9']);
+    assert.ok(await records.networks.get('front'));
+  });
+
+  it('counts from anew when the link was seen in between', async () => {
+    await endpoint('slow', '10.77.0.5');
+    kernel.host.removeLink(vethName('slow'));
+    await look(0);
+    await endpoint('slow', '10.77.0.5');
+    await look(grace);
+    kernel.host.removeLink(vethName('slow'));
+    await look(1);
+    await look(grace);
+    assert.deepEqual(await endpoints(), ['slow']);
+  });
+
+  it('leaves the endpoints of other nodes to them', async () => {
+    await endpoint('far', '10.77.0.7', 'node-2');
+    for (let turn = 0; turn < 3; turn += 1) await look(2 * grace);
+    assert.deepEqual(await endpoints(), ['far']);
+  });
+
+  it('frees the address of a task and of a VIP that Swarm does not have any more, and no other', async () => {
+    await endpoint('alive', '10.77.0.5');
+    for (const address of ['10.77.0.2', '10.77.0.5', '10.77.0.8', '10.77.0.9'])
+      await claim('global', address);
+    const observation: Observation = {
+      networks: [network],
+      swarm: {
+        ...swarm,
+        services: [
+          {
+            ID: 'web',
+            Spec: { Name: 'web', TaskTemplate: {} },
+            Endpoint: { VirtualIPs: [{ NetworkID: 'front', Addr: '10.77.0.2/16' }] },
+          },
+        ],
+        tasks: [
+          {
+            ID: 'task',
+            ServiceID: 'web',
+            NodeID: node,
+            DesiredState: 'running',
+            Status: { State: 'preparing' },
+            NetworksAttachments: [{ Network: { ID: 'front' }, Addresses: ['10.77.0.5/16'] }],
+          },
+        ],
+      },
+    };
+    await look(0, observation);
+    assert.equal((await leases()).length, 4);
+    await look(2 * grace, observation);
+    assert.deepEqual(await leases(), ['10.77.0.2', '10.77.0.5']);
+  });
+
+  it('forgets a node that left the Swarm, with all it had, and never one that is only down', async () => {
+    const nodes = ['node-1', 'node-2', 'node-3'];
+    for (const [index, id] of nodes.entries()) {
+      const number = index + 1;
+      await records.nodes.put(id, {
+        v: 1,
+        id,
+        name: id,
+        address: `203.0.113.${number}`,
+        number,
+        mtu: 1500,
+        fabric: { port: 4790, vni: 4790 },
+        swarm: id,
+      });
+      await records.numbers.put(String(number), { v: 1, node: id });
+    }
+    for (const id of ['node-2', 'node-3']) {
+      await endpoint(`of ${id}`, `10.77.0.${id.slice(-1)}`, id);
+      await records.presence.put(`front/${id}`, { v: 1, network: 'front', node: id });
+    }
+    const listed = [
+      { ID: 'node-1', Status: { State: 'ready' } },
+      { ID: 'node-3', Status: { State: 'down' } },
+    ];
+    const observation = { networks: [network], swarm: { ...swarm, nodes: listed } };
+    await look(0, observation);
+    await look(grace, observation);
+    assert.equal((await records.nodes.list()).rows.length, 3);
+    await look(1, observation);
+    assert.deepEqual(
+      (await records.nodes.list()).rows.map(({ id }) => id),
+      ['node-1', 'node-3'],
+    );
+    assert.deepEqual(await records.numbers.ids(), ['1', '3']);
+    assert.deepEqual(await endpoints(), ['of node-3']);
+    assert.deepEqual(await records.presence.ids('front/'), ['front/node-3']);
+  });
+
+  it('frees no address while a network of another driver may have addresses from us', async () => {
+    await claim('global', '10.77.0.9');
+    const bridge = { ...network, Id: 'bridge', Driver: 'bridge', IPAM: { Driver: 'causeway' } };
+    for (let turn = 0; turn < 3; turn += 1)
+      await look(2 * grace, { ...nothing, networks: [network, bridge] });
+    assert.deepEqual(await leases(), ['10.77.0.9']);
+  });
+
+  it('takes back into the records an address that is in use', async () => {
+    await endpoint('alive', '10.77.0.5');
+    await store.commit([{ op: 'delete', key: 'ipam/leases/10.77.0.0-16/10.77.0.5' }]);
+    await look(0);
+    assert.deepEqual(await leases(), ['10.77.0.5']);
+  });
+
+  it('forgets a network that Docker does not have any more, with its pool', async () => {
+    await look(0, nothing);
+    await look(grace, nothing);
+    assert.ok(await records.networks.get('front'));
+    await look(1, nothing);
+    assert.equal(await records.networks.get('front'), undefined);
+    await look(2 * grace, nothing);
+    assert.deepEqual((await store.list('ipam/pools/')).entries, []);
+  });
+
+  /** The nodes that have the network, and `swarm`; undefined when its record is gone. */
+  const holders = async (): Promise<string[] | undefined> => {
+    const record = await records.networks.get('front');
+    const nodes = (await records.presence.list('front/')).rows.map(({ value }) => value.node);
+    return record && [...nodes, ...(record.value.allocated ? ['swarm'] : [])];
+  };
+
+  it('lets go of a network on the node when nothing is attached there, and keeps it for Swarm', async () => {
+    await look(0);
+    await look(grace);
+    assert.deepEqual(await holders(), [node, 'swarm']);
+    await look(1);
+    assert.deepEqual(await holders(), ['swarm']);
+  });
+
+  it('keeps a network on the node that has endpoints, whatever Docker lists', async () => {
+    await endpoint('alive', '10.77.0.5');
+    for (let turn = 0; turn < 3; turn += 1) await look(2 * grace, nothing);
+    assert.deepEqual(await holders(), [node]);
+  });
+
+  it('counts from anew when Docker had the network in between', async () => {
+    await endpoint('alive', '10.77.0.5');
+    await look(0, nothing);
+    await look(grace);
+    await look(1, nothing);
+    await look(grace, nothing);
+    assert.deepEqual(await holders(), [node, 'swarm']);
+  });
+
+  it('leaves a network to the other nodes that hold it', async () => {
+    await records.presence.put('front/node-2', { v: 1, network: 'front', node: 'node-2' });
+    await look(0, nothing);
+    await look(2 * grace, nothing);
+    assert.deepEqual(await holders(), ['node-2']);
+  });
+});

@@ -1,0 +1,165 @@
+// Owns the tests of the order in which a kernel is brought to what is wanted, and of what it says when it refuses.
+// Must not test what is wanted; plugin-wanted.test.ts does.
+import assert from 'node:assert/strict';
+import { ipvsEngine } from '../../lb/ipvs.ts';
+import type { Engine } from '../../lb/model.ts';
+import { nftEngine } from '../../lb/nft.ts';
+import { createVeth } from '../../net/links.ts';
+import type { Runner } from '../../net/run.ts';
+import { Datapath } from '../../plugin/datapath.ts';
+import { RequestError } from '../../plugin/errors.ts';
+import { renderWanted, type Wanted } from '../../plugin/wanted.ts';
+import { FakeKernel } from '../fake/kernel.ts';
+import { afterwards, example, localEndpoints, node } from '../scenario/example.ts';
+
+const wanted = renderWanted(example, node);
+const nothing: Wanted = { neighbours: [], networks: [], endpoints: [], routes: [], servers: [] };
+
+async function world(
+  engine: Engine = nftEngine,
+  settings: { nodeAddress?: string; run?: Runner; kernel?: FakeKernel } = {},
+) {
+  const { kernel = new FakeKernel() } = settings;
+  for (const { id, mac } of localEndpoints)
+    await createVeth(kernel.run, kernel.sysctl, { endpointId: id, mac, mtu: 1450 });
+  const { run = kernel.run, nodeAddress = '' } = settings;
+  const fabric = { port: 4790, vni: 4790 };
+  const datapath = new Datapath({
+    run,
+    sysctl: kernel.sysctl,
+    engine,
+    fabric,
+    nodeAddress: () => nodeAddress,
+  });
+  return { kernel, datapath };
+}
+
+describe('the data path', () => {
+  it('adds what rules need before them, and removes it behind them', async () => {
+    const { kernel, datapath } = await world(ipvsEngine);
+    await datapath.apply(wanted);
+    const before = kernel.changes.length;
+    // Everything at once: a service leaves, and its mark and routes with it; another one comes.
+    const [web, db, idle] = example.services;
+    assert.ok(web && db && idle);
+    const other = { ...db, id: 'other', vips: { [db.networks[0] ?? '']: '10.64.16.9' } };
+    await datapath.apply(renderWanted({ ...example, services: [idle, db, other] }, node));
+    const commands = kernel.changes
+      .slice(before)
+      .map(({ command, input }) => `${command} ${input.split(' ', 1)[0] ?? ''}`);
+    assert.deepEqual(commands.slice(0, 5), [
+      'ip -4 -force -batch - route',
+      'ipvsadm --restore -A',
+      'nft -f - delete',
+      'ipvsadm --restore -D',
+      'ip -4 -force -batch - route',
+    ]);
+  });
+
+  it('forgets the flows without an end of tasks that take no more, and of no others', async () => {
+    const { kernel, datapath } = await world();
+    await datapath.apply(wanted);
+    await datapath.apply(renderWanted(afterwards, node));
+    const forgotten = kernel.changes.filter(({ command }) => command.startsWith('conntrack'));
+    assert.deepEqual(
+      forgotten.map(({ command }) => command),
+      [
+        'conntrack -D -p udp --reply-src 10.64.0.4',
+        'conntrack -D -p tcp --state SYN_SENT --reply-src 10.64.0.4',
+      ],
+    );
+  });
+
+  it('puts back what others took out, once it is told to look', async () => {
+    const { kernel, datapath } = await world(ipvsEngine);
+    await datapath.apply(wanted);
+    const before = kernel.dump().split('\n').sort();
+    kernel.host.step('route del local 10.64.0.2 dev lo table local');
+    kernel.nft.load('delete table inet causeway');
+    kernel.ipvs?.services.clear();
+    kernel.forward = ['-A FORWARD -j DOCKER-USER'];
+    await datapath.apply(wanted);
+    assert.equal(kernel.nft.table, undefined, 'it trusts what it wrote until then');
+    kernel.host.removeLink('cw-fabric');
+    datapath.distrust();
+    await datapath.apply(wanted);
+    assert.deepEqual(kernel.dump().split('\n').sort(), before);
+  });
+
+  it('looks again also when it is told so in the middle of its work', async () => {
+    const kernel = new FakeKernel();
+    const meddle: Runner = async (tool, args, options) => {
+      const output = await kernel.run(tool, args, options);
+      if (tool === 'nft' && args[0] === '-f') {
+        kernel.nft.load('delete table inet causeway');
+        datapath.distrust();
+      }
+      return output;
+    };
+    const { datapath } = await world(nftEngine, { run: meddle, kernel });
+    const empty = { ...wanted, endpoints: [], routes: [], servers: [] };
+    await datapath.apply(empty);
+    const written = kernel.changes.filter(({ command }) => command === 'nft -f -').length;
+    await datapath.apply(empty);
+    assert.equal(kernel.changes.filter(({ command }) => command === 'nft -f -').length, written + 1);
+  });
+
+  it('clears what an earlier life left behind when nothing is wanted', async () => {
+    const { kernel, datapath } = await world(ipvsEngine);
+    const before = kernel.dump();
+    await datapath.apply(wanted);
+    const { sysctl, run } = kernel;
+    const fabric = { port: 4790, vni: 4790 };
+    await new Datapath({ run, sysctl, engine: ipvsEngine, fabric, nodeAddress: () => '' }).apply(nothing);
+    assert.equal(kernel.dump(), before);
+  });
+
+  it('reads the kernel anew after a failure, because it cannot know how far it came', async () => {
+    const { kernel, datapath } = await world();
+    kernel.refuse = (command) =>
+      command === 'nft -f -' ? 'Error: Could not process rule: Invalid argument\n' : undefined;
+    await assert.rejects(datapath.apply(wanted), /Invalid argument/);
+    kernel.refuse = () => undefined;
+    await datapath.apply(wanted);
+    const once = kernel.dump();
+    datapath.distrust();
+    await datapath.apply(wanted);
+    assert.equal(kernel.dump(), once);
+  });
+
+  const refusals: Record<string, [string, RegExp]> = {
+    'lacks a feature of nftables': [
+      'Error: Could not process rule: Operation not supported\n',
+      /nf_tables.*inet.*numgen/,
+    ],
+    'does not let it': ['Error: Could not process rule: Operation not permitted\n', /CAP_NET_ADMIN/],
+  };
+  for (const [what, [stderr, remedy]] of Object.entries(refusals)) {
+    it(`names the remedy when the kernel ${what}`, async () => {
+      const { kernel, datapath } = await world();
+      kernel.refuse = (command) => (command === 'nft -f -' ? stderr : undefined);
+      await assert.rejects(
+        datapath.apply(wanted),
+        (error: unknown) => error instanceof RequestError && remedy.test(error.message),
+      );
+    });
+  }
+
+  it('names the setting when the node has not the address it is told to have', async () => {
+    const { datapath } = await world(nftEngine, { nodeAddress: '198.51.100.1' });
+    await assert.rejects(
+      datapath.readUnderlay(),
+      /CAUSEWAY_NODE_ADDR=198\.51\.100\.1 is no address of this node/,
+    );
+  });
+
+  it('names the setting when the node has no address at all', async () => {
+    const { kernel, datapath } = await world();
+    kernel.host.removeLink('eth0');
+    await assert.rejects(datapath.readUnderlay(), /no IPv4 address.*CAUSEWAY_NODE_ADDR/);
+  });
+
+  it('leaves room for the encapsulation in the MTU of sandboxes', async () => {
+    assert.equal(await (await world()).datapath.sandboxMtu(), 1450);
+  });
+});

@@ -1,0 +1,44 @@
+// Owns the tests of who writes for the cluster.
+// Must not test Swarm's election.
+import assert from 'node:assert/strict';
+import { Leadership, leaderKey } from '../../plugin/leadership.ts';
+import { openEmbedded } from '../../store/embedded.ts';
+import { StoreError } from '../../store/errors.ts';
+import type { Op, Store } from '../../store/store.ts';
+import { captureLog } from '../fake/log.ts';
+
+describe('leadership', () => {
+  const { signal } = new AbortController();
+  let store: Store;
+  beforeEach(() => (store = openEmbedded(':memory:')));
+  afterEach(() => store.close());
+
+  const leadership = (node: string, of = store): Leadership =>
+    new Leadership({ store: of, node, log: captureLog().log });
+  const write = async (fence: readonly Op[] | undefined, key: string) =>
+    fence && (await store.commit([...fence, { op: 'set', key, value: 1 }])).ok;
+
+  it('is for the node that Swarm elected, and fences off the one before', async () => {
+    const [one, two] = [leadership('one'), leadership('two')];
+    assert.equal(await one.elect(false, signal), undefined);
+    const first = await one.elect(true, signal);
+    assert.equal(await write(first, 'a'), true);
+    const second = await two.elect(true, signal);
+    assert.equal(await write(second, 'b'), true);
+    assert.equal(await write(first, 'c'), false, 'deposed, without knowing it');
+    assert.equal(await one.elect(false, signal), undefined);
+    assert.equal(await write(second, 'd'), true, 'stepping down takes nothing from the next one');
+  });
+
+  it('ends with the election', async () => {
+    const one = leadership('one');
+    await one.elect(true, signal);
+    await one.elect(false, signal);
+    assert.equal(await store.get(leaderKey), undefined);
+  });
+
+  it('goes by Swarm’s word alone while the store is away', async () => {
+    const away = { lock: () => Promise.reject(new StoreError('unavailable', 'no')) } as unknown as Store;
+    assert.deepEqual(await leadership('one', away).elect(true, signal), []);
+  });
+});

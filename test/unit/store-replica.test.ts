@@ -1,0 +1,620 @@
+// Owns what a replica does while its remote is away, when it comes back, and what nodes tell each other meanwhile.
+// Must not repeat the contract: test/contract/store.ts.
+import assert from 'node:assert/strict';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { DatabaseSync } from 'node:sqlite';
+import { openEmbedded } from '../../store/embedded.ts';
+import { openReplica, type Replica, type ReplicaOptions } from '../../store/replica.ts';
+import type { Op, Store } from '../../store/store.ts';
+import { watch } from '../../store/watch.ts';
+import { flakyRemote, type FlakyRemote } from './store-replica-remote.ts';
+
+const set = (key: string, value: unknown, version?: number): Op => ({
+  op: 'set',
+  key,
+  value,
+  ...(version === undefined ? {} : { version }),
+});
+const offline = { offline: true };
+const agree = { missing: [], extra: [], different: [] };
+
+describe('replica', () => {
+  let directory: string;
+  let file: string;
+  let remote: FlakyRemote;
+  let opened: Replica[];
+  beforeEach(() => {
+    directory = mkdtempSync(join(tmpdir(), 'replica-'));
+    file = join(directory, 'replica.db');
+    remote = flakyRemote();
+    opened = [];
+  });
+  afterEach(async () => {
+    for (const replica of opened) await replica.close();
+    await remote.store.close();
+    rmSync(directory, { recursive: true });
+  });
+
+  const open = async (options: Partial<ReplicaOptions> = {}): Promise<Replica> => {
+    const replica = await openReplica({
+      remote: remote.connect(),
+      file,
+      minPauseMs: 2,
+      maxPauseMs: 10,
+      ...options,
+    });
+    opened.push(replica);
+    return replica;
+  };
+  /** A replica that has seen what the remote has. */
+  const openConnected = async (options: Partial<ReplicaOptions> = {}): Promise<Replica> => {
+    const replica = await open(options);
+    await until(() => replica.state.connected);
+    return replica;
+  };
+  const goAway = async (replica: Replica): Promise<void> => {
+    remote.away();
+    await until(() => !replica.state.connected);
+  };
+  const comeBack = async (replica: Replica): Promise<void> => {
+    remote.back();
+    await until(() => replica.state.connected);
+  };
+  const value = async (store: Store, key: string): Promise<unknown> => (await store.get(key))?.value;
+  /** As `value`, once the watch has brought it. */
+  const untilValue = (replica: Replica, key: string, expected: unknown): Promise<void> =>
+    until(async () => (await value(replica, key)) === expected);
+
+  describe('reading', () => {
+    it('says what to do if nothing was ever heard of the store, and is ready once there was', async () => {
+      await remote.store.commit([set('a', 1)]);
+      remote.away();
+      const replica = await open();
+      const unavailable = { name: 'StoreError', code: 'unavailable', message: /Check that it runs/ };
+      await assert.rejects(replica.get('a'), unavailable);
+      await assert.rejects(replica.list(''), unavailable);
+      await assert.rejects(replica.commit([set('a', 1)], offline), { code: 'unavailable' });
+      remote.back();
+      await replica.ready;
+      assert.equal(await value(replica, 'a'), 1);
+    });
+
+    it('rejects ready if it is closed before', async () => {
+      remote.away();
+      const replica = await open();
+      await replica.close();
+      await assert.rejects(replica.ready, { code: 'closed' });
+    });
+
+    it('answers from the disk at once after a restart without the store', async () => {
+      await remote.store.commit([set('a', { x: 1 }), set('b', 2)]);
+      let replica = await openConnected();
+      await replica.commit([set('c', 3)]);
+      const before = (await replica.list('')).entries;
+      await replica.close();
+      remote.away();
+      replica = await open();
+      await replica.ready;
+      assert.deepEqual((await replica.list('')).entries, before);
+      assert.equal(replica.state.connected, false);
+    });
+
+    it('forgets after a restart what was deleted meanwhile', async () => {
+      await remote.store.commit([set('a', 1), set('b', 2)]);
+      await (await openConnected()).close();
+      await remote.store.commit([{ op: 'delete', key: 'a' }]);
+      const replica = await openConnected();
+      assert.deepEqual(
+        (await replica.list('')).entries.map(({ key }) => key),
+        ['b'],
+      );
+    });
+
+    it('hands out the same frozen object until the key changes', async () => {
+      await remote.store.commit([set('a', { deep: [1] }), set('b', 1)]);
+      const replica = await openConnected();
+      const first = await replica.get('a');
+      await remote.store.commit([set('b', 2)]);
+      await untilValue(replica, 'b', 2);
+      assert.equal(await replica.get('a'), first);
+      assert.throws(() => (first!.value as { deep: number[] }).deep.push(2), TypeError);
+    });
+
+    it('never asks the store for a read, however much there is', async () => {
+      for (let n = 0; n < 10_000; n += 50)
+        await remote.store.commit(
+          Array.from({ length: 50 }, (_, i) => set(`endpoints/n${n % 7}/${n + i}`, { n: n + i })),
+        );
+      const replica = await openConnected();
+      const { looks } = remote;
+      for (let n = 0; n < 1000; n++) await replica.list('endpoints/n3/');
+      assert.equal((await replica.list('endpoints/')).entries.length, 10_000);
+      assert.equal(remote.looks, looks);
+      assert.deepEqual(await replica.compare(), agree);
+      await replica.close();
+      remote.away();
+      const again = await open();
+      assert.equal((await again.list('endpoints/')).entries.length, 10_000);
+    });
+
+    it('asks the store for who wants to know what is there now', async () => {
+      const replica = await openConnected();
+      const release = remote.hold('list');
+      await remote.store.commit([set('a', 1)]);
+      await turns();
+      const fresh = replica.get('a', { fresh: true });
+      assert.equal(await value(replica, 'a'), undefined);
+      release();
+      assert.deepEqual((await fresh)?.value, 1);
+      assert.equal((await replica.list('', { fresh: true })).entries.length, 1);
+      await goAway(replica);
+      await assert.rejects(replica.get('a', { fresh: true }), { code: 'unavailable' });
+      await assert.rejects(replica.list('', { fresh: true }), { code: 'unavailable' });
+    });
+
+    it('takes a store that was rebuilt for what it is, also where its versions coincide', async () => {
+      await remote.store.commit([set('a', 'old')]);
+      await remote.store.commit([set('b', 'old')]);
+      await (await openConnected()).close();
+      const other = flakyRemote(openEmbedded(':memory:'));
+      await other.store.commit([set('a', 'new')]);
+      const replica = await open({ remote: other.connect() });
+      await untilValue(replica, 'a', 'new');
+      assert.equal(await replica.get('b'), undefined);
+      await replica.close();
+      await other.store.close();
+    });
+  });
+
+  describe('a store that has lost everything', () => {
+    const options = { anchor: 'cluster/id', ephemeral: ['leader'] };
+
+    it('is filled again with what is known, but not with who held something', async () => {
+      await remote.store.commit([set('cluster/id', 'x'), set('a', 1), set('leader', 'me')]);
+      await (await openConnected(options)).close();
+      const other = flakyRemote(openEmbedded(':memory:'));
+      await other.store.commit([set('foreign', 1)]);
+      const replica = await open({ remote: other.connect(), ...options });
+      await untilValue(replica, 'foreign', 1);
+      const keys = (await other.store.list('')).entries.map(({ key }) => key);
+      assert.deepEqual(keys, ['a', 'cluster/id', 'foreign']);
+      await untilAgreement(replica);
+      await replica.close();
+      await other.store.close();
+    });
+
+    it('keeps what another node has filled in first', async () => {
+      await remote.store.commit([set('cluster/id', 'x'), set('a', 'old'), set('b', 1)]);
+      await (await openConnected(options)).close();
+      const other = flakyRemote(openEmbedded(':memory:'));
+      await other.store.commit([set('a', 'theirs')]);
+      const replica = await open({ remote: other.connect(), ...options });
+      await untilValue(replica, 'a', 'theirs');
+      assert.equal((await other.store.get('b'))?.value, 1);
+      await replica.close();
+      await other.store.close();
+    });
+  });
+
+  describe('writing', () => {
+    it('shows what it wrote in spite of snapshots that were on their way', async () => {
+      await remote.store.commit([set('mine', 1), set('gone', 1)]);
+      const replica = await openConnected();
+      // The watch has a snapshot on its way that is older than the commits below.
+      const release = remote.hold('list');
+      await remote.store.commit([set('other', 1)]);
+      await turns();
+      await replica.commit([set('mine', 2), set('new', 2)]);
+      await replica.commit([{ op: 'delete', key: 'gone' }]);
+      const seen = async (): Promise<unknown[]> =>
+        (await replica.list('')).entries.map((entry) => [entry.key, entry.value]);
+      const mine = [
+        ['mine', 2],
+        ['new', 2],
+      ];
+      assert.deepEqual(await seen(), mine);
+      const releaseNext = remote.hold('list');
+      release();
+      await untilValue(replica, 'other', 1);
+      assert.deepEqual(await seen(), [...mine, ['other', 1]]);
+      releaseNext();
+      await untilAgreement(replica);
+      assert.deepEqual(await seen(), [...mine, ['other', 1]]);
+    });
+
+    it('knows after a conflict what won, and all that was written with it', async () => {
+      await remote.store.commit([set('guard', 1)]);
+      const replica = await openConnected();
+      const stale = (await replica.get('guard'))!.version;
+      const release = remote.hold('list');
+      await remote.store.commit([set('guard', 2), set('pool', 'taken')]);
+      const losing = replica.commit([set('guard', 3, stale)]);
+      await turns();
+      release();
+      assert.deepEqual(await losing, { ok: false, conflicts: ['guard'] });
+      assert.deepEqual([await value(replica, 'guard'), await value(replica, 'pool')], [2, 'taken']);
+    });
+
+    it('rejects without the store what may not wait', async () => {
+      const replica = await openConnected();
+      await goAway(replica);
+      await assert.rejects(replica.commit([set('a', 1)]), { code: 'unavailable' });
+      await replica.commit([set('b', 1)], offline);
+      await assert.rejects(replica.commit([set('a', 1)]), { code: 'unavailable', message: /1 keys .* wait/ });
+      assert.equal(await replica.get('a'), undefined);
+    });
+
+    it('notices with a failed write that the store is away, and that it is back', async () => {
+      const states: boolean[] = [];
+      const replica = await openConnected({ onState: ({ connected }) => states.push(connected) });
+      // Nothing changes, so the watch by itself would go on waiting.
+      remote.refuse(1);
+      await assert.rejects(replica.commit([set('a', 1)]), { code: 'unavailable' });
+      await until(() => replica.state.connected);
+      assert.deepEqual(states, [true, false, true]);
+      remote.loseAcknowledgements(1);
+      await assert.rejects(replica.commit([set('a', 1)]), { code: 'unavailable' });
+      await untilValue(replica, 'a', 1);
+    });
+  });
+
+  describe('without the store', () => {
+    it('takes what may wait, checks it against what it knows, and replays it', async () => {
+      await remote.store.commit([set('changed', 1), set('deleted', 1)]);
+      const replica = await openConnected();
+      await goAway(replica);
+      const waiting = replica.list('', { after: (await replica.list('')).index });
+      const result = await replica.commit(
+        [set('new', 1, 0), set('changed', 2), { op: 'delete', key: 'deleted' }],
+        offline,
+      );
+      assert.ok(result.ok);
+      await waiting;
+      const { index, entries } = await replica.list('');
+      assert.deepEqual(
+        entries.map((entry) => [entry.key, entry.value]),
+        [
+          ['changed', 2],
+          ['new', 1],
+        ],
+      );
+      assert.ok(entries.every(({ version }) => version >= 2 ** 52 && version <= index));
+      assert.equal(replica.state.pending, 3);
+      const stale: Op[] = [set('new', 2, 0)];
+      assert.deepEqual(await replica.commit(stale, offline), { ok: false, conflicts: ['new'] });
+      const second = await replica.commit([set('new', 2, result.index)], offline);
+      assert.ok(second.ok && second.index > result.index);
+
+      await comeBack(replica);
+      assert.equal(replica.state.pending, 0);
+      assert.deepEqual(await replica.compare(), agree);
+      assert.deepEqual((await remote.store.list('')).entries, (await replica.list('')).entries);
+      // The final value of each key only.
+      assert.equal(remote.sent.flat().filter(({ key }) => key === 'new').length, 1);
+    });
+
+    it('keeps it over a restart', async () => {
+      await remote.store.commit([set('a', 1)]);
+      let replica = await openConnected();
+      await goAway(replica);
+      await replica.commit([set('a', 2)], offline);
+      const version = (await replica.get('a'))!.version;
+      await replica.close();
+      replica = await open();
+      assert.equal(await value(replica, 'a'), 2);
+      await replica.commit([set('a', 3), set('b', 1)], offline);
+      assert.ok((await replica.get('a'))!.version > version);
+      await replica.close();
+      replica = await open();
+      assert.equal(replica.state.pending, 2);
+      await comeBack(replica);
+      assert.deepEqual([await value(remote.store, 'a'), await value(remote.store, 'b')], [3, 1]);
+      await replica.close();
+      const db = new DatabaseSync(file, { readOnly: true });
+      assert.equal(db.prepare('SELECT count(*) AS n FROM journal').get()!['n'], 0);
+      db.close();
+    });
+
+    it('sees no change in writing what is there', async () => {
+      await remote.store.commit([set('a', { x: 1 })]);
+      const replica = await openConnected();
+      await goAway(replica);
+      const { index } = await replica.list('');
+      assert.ok((await replica.commit([set('a', { x: 1 }), { op: 'delete', key: 'b' }], offline)).ok);
+      assert.equal((await replica.list('')).index, index);
+      assert.equal(replica.offer.revision(), '');
+    });
+
+    it('replays more than fits into one commit', async () => {
+      const replica = await openConnected();
+      await goAway(replica);
+      for (let n = 0; n < 150; n++) await replica.commit([set(`k/${n}`, n)], offline);
+      await comeBack(replica);
+      assert.equal((await remote.store.list('k/')).entries.length, 150);
+    });
+
+    it('lets the owner win, but nobody take what another one has created', async () => {
+      const conflicts: unknown[] = [];
+      await remote.store.commit([set('owned', 1)]);
+      const replica = await openConnected({ onConflict: (...all) => conflicts.push(all) });
+      await goAway(replica);
+      await replica.commit([set('owned', 'ours'), set('created', 'ours'), set('same', 'both')], offline);
+      await remote.store.commit([set('owned', 'theirs'), set('created', 'theirs'), set('same', 'both')]);
+      await comeBack(replica);
+      assert.equal(await value(replica, 'owned'), 'ours');
+      assert.equal(await value(replica, 'created'), 'theirs');
+      assert.deepEqual(conflicts, [['created', 'ours', 'theirs']]);
+      assert.deepEqual(await replica.compare(), agree);
+    });
+
+    it('replays once what was applied although nobody said so', async () => {
+      const conflicts: unknown[] = [];
+      const replica = await openConnected({ onConflict: (...all) => conflicts.push(all) });
+      // The commit that finds the store away has happened; then it is written again, and the replay is unacknowledged, too.
+      remote.loseAcknowledgements(2);
+      await replica.commit([set('a', 1, 0)], offline);
+      remote.away();
+      await replica.commit([set('a', 2)], offline);
+      assert.equal(await value(remote.store, 'a'), 1);
+      await comeBack(replica);
+      assert.equal(await value(remote.store, 'a'), 2);
+      assert.deepEqual(conflicts, []);
+      assert.equal(replica.state.pending, 0);
+      assert.deepEqual(
+        remote.sent.flat().map((op) => op.op === 'set' && op.value),
+        [1, 2],
+      );
+    });
+
+    it('does not wait for a store that is silent, nor lets it do later what it was told before', async () => {
+      await remote.store.commit([set('a', 0)]);
+      const replica = await openConnected({ patienceMs: 5 });
+      const release = remote.hold('send');
+      await replica.commit([set('a', 1)], offline);
+      remote.away();
+      await replica.commit([set('a', 2)], offline);
+      await comeBack(replica);
+      assert.equal(await value(remote.store, 'a'), 2);
+      release();
+      await turns();
+      assert.equal(await value(remote.store, 'a'), 2);
+    });
+
+    it('writes over whatever is there, as it was told, also if that has just changed', async () => {
+      await remote.store.commit([set('a', 1)]);
+      const replica = await openConnected();
+      await remote.store.commit([set('a', 2)]);
+      assert.ok((await replica.commit([set('a', 3)], offline)).ok);
+      assert.deepEqual([await value(replica, 'a'), await value(remote.store, 'a')], [3, 3]);
+    });
+
+    it('takes what is written during the replay, too', async () => {
+      const replica = await openConnected();
+      await goAway(replica);
+      await replica.commit([set('a', 1), set('b', 1)], offline);
+      const release = remote.hold('commit');
+      remote.back();
+      await until(() => remote.sent.length === 1);
+      await replica.commit([set('a', 2), { op: 'delete', key: 'b' }], offline);
+      release();
+      await until(() => replica.state.connected);
+      assert.deepEqual([await value(remote.store, 'a'), await value(remote.store, 'b')], [2, undefined]);
+      assert.deepEqual(await replica.compare(), agree);
+    });
+
+    it('looks again if somebody writes during the replay', async () => {
+      const errors: unknown[] = [];
+      await remote.store.commit([set('owned', 1)]);
+      const replica = await openConnected({ onError: (error) => errors.push(error) });
+      await goAway(replica);
+      await replica.commit([set('owned', 'ours')], offline);
+      const release = remote.hold('list');
+      const { looks } = remote;
+      remote.back();
+      await until(() => remote.looks > looks);
+      await turns();
+      await remote.store.commit([set('owned', 'theirs')]);
+      errors.length = 0;
+      release();
+      await until(() => replica.state.connected);
+      assert.equal(await value(remote.store, 'owned'), 'ours');
+      assert.deepEqual(errors, []);
+    });
+
+    it('never shows anything else while it replays', async () => {
+      await remote.store.commit([set('a', 'old'), set('b', 'old')]);
+      const replica = await openConnected();
+      await goAway(replica);
+      await replica.commit([set('a', 'new'), set('c', 'new'), { op: 'delete', key: 'b' }], offline);
+      const states = record(replica);
+      await comeBack(replica);
+      await remote.store.commit([set('last', 1)]);
+      await untilValue(replica, 'last', 1);
+      assert.deepEqual(await states.distinct(), [
+        { a: 'new', c: 'new' },
+        { a: 'new', c: 'new', last: 1 },
+      ]);
+    });
+  });
+
+  describe('what other nodes offer', () => {
+    let here: Replica;
+    let there: Replica;
+    /** What the other node reaches the same store by. */
+    let theirLink: FlakyRemote;
+    beforeEach(async () => {
+      await remote.store.commit([set('theirs', 1), set('deleted', 1), set('mine', 1)]);
+      here = await openConnected();
+      theirLink = flakyRemote(remote.store);
+      there = await openConnected({ remote: theirLink.connect(), file: join(directory, 'there.db') });
+      theirLink.away();
+      await goAway(here);
+      await until(() => !there.state.connected);
+      await there.commit([set('theirs', 2), set('new', 2), { op: 'delete', key: 'deleted' }], offline);
+    });
+    /** As it comes over the network. */
+    const offered = (replica: Replica): unknown => JSON.parse(JSON.stringify(replica.offer.read()));
+    const seen = async (): Promise<unknown[]> => [
+      await value(here, 'theirs'),
+      await value(here, 'new'),
+      await value(here, 'deleted'),
+    ];
+
+    it('is read as if it were in the store, and replaced by what they offer next', async () => {
+      const first = there.offer.revision();
+      assert.notEqual(first, '');
+      const waiting = here.list('', { after: (await here.list('')).index });
+      here.absorb('there', offered(there));
+      await waiting;
+      assert.deepEqual(await seen(), [2, 2, undefined]);
+      const same = await here.get('theirs');
+      await there.commit([set('new', 3)], offline);
+      assert.notEqual(there.offer.revision(), first);
+      here.absorb('there', offered(there));
+      assert.deepEqual(await seen(), [2, 3, undefined]);
+      assert.equal(await here.get('theirs'), same);
+      // Not ours to replay, nor to offer.
+      assert.deepEqual([here.offer.revision(), here.state.pending], ['', 0]);
+    });
+
+    it('survives a restart without the store', async () => {
+      here.absorb('there', offered(there));
+      await here.close();
+      here = await open();
+      assert.deepEqual(await seen(), [2, 2, undefined]);
+    });
+
+    it('stays until the store shows it, and nothing flaps when it is withdrawn before', async () => {
+      here.absorb('there', offered(there));
+      const states = record(here);
+      // There, the store is back; here, it is later.
+      theirLink.back();
+      await until(() => there.offer.revision() === '');
+      here.absorb('there', undefined);
+      await comeBack(here);
+      await untilAgreement(here);
+      assert.deepEqual(await states.distinct(), [{ mine: 1, new: 2, theirs: 2 }]);
+    });
+
+    it('is withdrawn after a while even if the store never shows it', async () => {
+      await here.close();
+      here = await open({ lingerMs: 5 });
+      here.absorb('there', offered(there));
+      here.absorb('there', undefined);
+      await until(async () => JSON.stringify(await seen()) === '[1,null,1]');
+    });
+
+    it('yields to what came later, also if it is offered again', async () => {
+      here.absorb('there', offered(there));
+      const old = offered(there);
+      theirLink.back();
+      await until(() => there.state.connected);
+      await comeBack(here);
+      await there.commit([set('theirs', 'later')]);
+      await untilValue(here, 'theirs', 'later');
+      await there.commit([{ op: 'delete', key: 'new' }]);
+      await untilValue(here, 'new', undefined);
+      here.absorb('there', old);
+      assert.deepEqual(await seen(), ['later', undefined, undefined]);
+    });
+
+    it('yields to a deletion whose way this node has not seen', async () => {
+      here.absorb('there', offered(there));
+      theirLink.back();
+      await until(() => there.state.connected);
+      await there.commit([{ op: 'delete', key: 'theirs' }]);
+      await comeBack(here);
+      assert.deepEqual(await seen(), [undefined, 2, undefined]);
+    });
+
+    it('can be written over, once the store is back, by who has read it', async () => {
+      here.absorb('there', offered(there));
+      await there.close();
+      await comeBack(here);
+      const { version } = (await here.get('theirs'))!;
+      assert.ok((await here.commit([set('theirs', 'taken over', version)])).ok);
+      assert.equal(await value(here, 'theirs'), 'taken over');
+      assert.equal(await value(remote.store, 'theirs'), 'taken over');
+    });
+
+    it('wins over our own if it is later, because the owner has changed', async () => {
+      await here.commit([set('service', 'old leader')], offline);
+      await turns();
+      await there.commit([set('service', 'new leader')], offline);
+      here.absorb('there', offered(there));
+      assert.equal(await value(here, 'service'), 'new leader');
+      await comeBack(here);
+      theirLink.back();
+      await untilValue(here, 'service', 'new leader');
+      await until(() => there.state.connected);
+      assert.equal(await value(remote.store, 'service'), 'new leader');
+    });
+
+    it('is refused if it cannot be read, by the name of the node', () => {
+      for (const payload of [null, {}, { v: 2, entries: [] }, { v: 1, entries: [{ key: '' }] }])
+        assert.throws(() => here.absorb('n7', payload), { code: 'corrupt', message: /node n7/ });
+    });
+  });
+
+  it('compares itself with the store', async () => {
+    await remote.store.commit([set('same', 1), set('missing', 1), set('different', { x: 1 })]);
+    const replica = await openConnected();
+    await goAway(replica);
+    await replica.commit([set('extra', 1), set('different', 2), { op: 'delete', key: 'missing' }], offline);
+    await assert.rejects(replica.compare(), { code: 'unavailable' });
+    // The replay, which begins as soon as the store is back, must not be done before the comparison.
+    remote.loseAcknowledgements(Infinity);
+    const afterwards = { missing: ['missing'], extra: ['extra'], different: ['different'] };
+    const replaying = remote.hold('list');
+    remote.back();
+    const comparing = replica.compare();
+    replaying();
+    assert.deepEqual(await comparing, afterwards);
+    remote.loseAcknowledgements(0);
+    await until(() => replica.state.connected);
+    assert.deepEqual(await replica.compare(), agree);
+  });
+
+  it('has one process per file', async () => {
+    await open();
+    await assert.rejects(open(), { code: 'locked' });
+  });
+});
+
+/** Notes what is under '' whenever it may have changed, until it is asked. */
+function record(replica: Replica): { distinct(): Promise<unknown[]> } {
+  const controller = new AbortController();
+  const states = new Map<string, unknown>();
+  const recording = (async () => {
+    for await (const { entries } of watch(replica, '', { signal: controller.signal })) {
+      const state = Object.fromEntries(entries.map(({ key, value }) => [key, value]));
+      states.set(JSON.stringify(state), state);
+    }
+  })();
+  return {
+    async distinct() {
+      controller.abort();
+      await recording;
+      return [...states.values()];
+    },
+  };
+}
+
+/** Waits until it is so; the test's own timeout ends it. */
+async function until(holds: () => boolean | Promise<boolean>): Promise<void> {
+  while (!(await holds())) await turns(1);
+}
+
+/** Lets what is ready to run do so. */
+async function turns(ms = 10): Promise<void> {
+  await new Promise((resolve) => setTimeout(resolve, ms));
+}
+
+async function untilAgreement(replica: Replica): Promise<void> {
+  await until(async () => {
+    const { missing, extra, different } = await replica.compare();
+    return missing.length + extra.length + different.length === 0;
+  });
+}

@@ -1,0 +1,147 @@
+// Owns the tests of how Swarm's services and tasks become service records.
+// Must not need Docker.
+import assert from 'node:assert/strict';
+import type { ServiceRecord } from '../../store/records.ts';
+import type { Service, Task } from '../../swarm/docker.ts';
+import { renderServices, type Known } from '../../swarm/services.ts';
+
+function service(rest: Partial<NonNullable<Service['Endpoint']>> = {}, networks = ['ours']): Service {
+  return {
+    ID: 'web-id',
+    Spec: { Name: 'web', TaskTemplate: { Networks: networks.map((Target) => ({ Target })) } },
+    Endpoint: rest,
+  };
+}
+
+function task(id: string, address: string, rest: Partial<Task> = {}): Task {
+  return {
+    ID: id,
+    ServiceID: 'web-id',
+    NodeID: 'node',
+    DesiredState: 'running',
+    Status: { State: 'running' },
+    NetworksAttachments: [{ Network: { ID: 'ours' }, Addresses: [`${address}/20`] }],
+    ...rest,
+  };
+}
+
+function known(rest: Partial<Known> = {}): Known {
+  return { networks: new Set(['ours']), endpoints: new Set(), before: new Map(), ...rest };
+}
+
+/** @returns the one record */
+function render(of: Service, tasks: Task[] = [], about: Known = known()): ServiceRecord {
+  const [record, ...others] = renderServices([of], tasks, about);
+  assert.ok(record);
+  assert.deepEqual(others, []);
+  return record;
+}
+
+describe('renderServices', () => {
+  it('takes name, VIP, ports and tasks, addresses without their prefix', () => {
+    const endpoint = {
+      Ports: [{ Protocol: 'udp' as const, TargetPort: 53, PublishedPort: 5353, PublishMode: 'ingress' }],
+      VirtualIPs: [{ NetworkID: 'ours', Addr: '10.64.0.2/20' }],
+    };
+    assert.deepEqual(render(service(endpoint), [task('b', '10.64.0.4'), task('a', '10.64.0.3')]), {
+      v: 1,
+      id: 'web-id',
+      name: 'web',
+      vips: { ours: '10.64.0.2' },
+      networks: ['ours'],
+      ports: [{ protocol: 'udp', port: 5353, targetPort: 53 }],
+      tasks: [
+        { id: 'a', addresses: { ours: '10.64.0.3' }, draining: false },
+        { id: 'b', addresses: { ours: '10.64.0.4' }, draining: false },
+      ],
+    });
+  });
+
+  it('leaves ports of mode=host to the node of the task, and ports without a number to Swarm', () => {
+    const ports = [
+      { Protocol: 'tcp' as const, TargetPort: 80, PublishedPort: 8080, PublishMode: 'host' },
+      { Protocol: 'tcp' as const, TargetPort: 81, PublishMode: 'ingress' },
+      { Protocol: 'tcp' as const, TargetPort: 82, PublishedPort: 0, PublishMode: 'ingress' },
+    ];
+    assert.deepEqual(render(service({ Ports: ports })).ports, []);
+  });
+
+  it('knows a service with endpoint mode dnsrr by its networks alone', () => {
+    assert.deepEqual(render(service({})).vips, {});
+    assert.deepEqual(render({ ...service(), Endpoint: null }).networks, ['ours']);
+  });
+
+  it("knows the networks of an old client's spec", () => {
+    const old: Service = {
+      ID: 'web-id',
+      Spec: { Name: 'web', TaskTemplate: {}, Networks: [{ Target: 'ours' }] },
+    };
+    assert.deepEqual(render(old).networks, ['ours']);
+  });
+
+  it("has no record of a service on others' networks only", () => {
+    const endpoint = { VirtualIPs: [{ NetworkID: 'ingress', Addr: '10.0.0.5/24' }] };
+    assert.deepEqual(renderServices([service(endpoint, ['theirs'])], [], known()), []);
+  });
+
+  it("leaves out others' networks, VIPs and addresses of a service that is on ours too", () => {
+    const endpoint = {
+      VirtualIPs: [
+        { NetworkID: 'ingress', Addr: '10.0.0.5/24' },
+        { NetworkID: 'ours', Addr: '10.64.0.2/20' },
+      ],
+    };
+    const both = task('a', '10.64.0.3', {
+      NetworksAttachments: [
+        { Network: { ID: 'ingress' }, Addresses: ['10.0.0.6/24'] },
+        { Network: { ID: 'ours' }, Addresses: ['10.64.0.3/20'] },
+      ],
+    });
+    const record = render(service(endpoint, ['ours', 'theirs']), [both]);
+    assert.deepEqual(record.networks, ['ours']);
+    assert.deepEqual(record.vips, { ours: '10.64.0.2' });
+    assert.deepEqual(record.tasks[0]?.addresses, { ours: '10.64.0.3' });
+  });
+
+  it('passes over a VIP that Swarm has not given an address yet', () => {
+    assert.deepEqual(render(service({ VirtualIPs: [{ NetworkID: 'ours', Addr: '' }] })).vips, {});
+  });
+
+  it('sends nothing to a task before it runs', () => {
+    for (const State of ['new', 'pending', 'assigned', 'preparing', 'starting', 'failed'])
+      assert.deepEqual(render(service(), [task('a', '10.64.0.3', { Status: { State } })]).tasks, [], State);
+  });
+
+  it('does not take the tasks of one service for those of another', () => {
+    assert.deepEqual(render(service(), [task('a', '10.64.0.3', { ServiceID: 'other' })]).tasks, []);
+  });
+
+  describe('of a task that shall not run any longer', () => {
+    const before = new Map([['web-id', render(service(), [task('a', '10.64.0.3')])]]);
+
+    it('keeps it, draining, while its endpoint is there', () => {
+      const endpoints = new Set(['ours 10.64.0.3']);
+      const draining = render(service(), [], known({ before, endpoints }));
+      assert.deepEqual(draining.tasks, [{ id: 'a', addresses: { ours: '10.64.0.3' }, draining: true }]);
+      const again = render(service(), [], known({ before: new Map([['web-id', draining]]), endpoints }));
+      assert.deepEqual(again, draining, 'and goes on doing so');
+    });
+
+    it('forgets it with its endpoint', () => {
+      assert.deepEqual(render(service(), [], known({ before })).tasks, []);
+    });
+
+    it('forgets it when another task has its address', () => {
+      const endpoints = new Set(['ours 10.64.0.3']);
+      const { tasks } = render(service(), [task('b', '10.64.0.3')], known({ before, endpoints }));
+      assert.deepEqual(tasks, [{ id: 'b', addresses: { ours: '10.64.0.3' }, draining: false }]);
+    });
+
+    it('takes it back when it runs again', () => {
+      const endpoints = new Set(['ours 10.64.0.3']);
+      const draining = render(service(), [], known({ before, endpoints }));
+      const about = known({ before: new Map([['web-id', draining]]), endpoints });
+      assert.deepEqual(render(service(), [task('a', '10.64.0.3')], about), before.get('web-id'));
+    });
+  });
+});
