@@ -1,0 +1,66 @@
+// Owns asking a published port: a few times in a row, or on schedule until told to stop.
+// Must not judge what comes back.
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import type { Host } from '../test/lab/node.ts';
+import type { Outcome } from './failover-outcome.ts';
+
+const echo = join(import.meta.dirname, '../test/lab/image/echo.ts');
+const load = join(import.meta.dirname, 'failover-load.ts');
+
+/** How long one of a few may take, in milliseconds. */
+const askTimeoutMs = 2_000;
+
+/** Asks so many times, one after the other, each by a connection of its own. */
+export async function askFor(
+  from: Pick<Host, 'exec'>,
+  url: string,
+  count: number,
+): Promise<{ tasks: Set<string>; failed: number }> {
+  const words = ['http', url, '--count', String(count), '--timeout', String(askTimeoutMs)];
+  const { stdout } = await from.exec([process.execPath, echo, ...words], {
+    reject: false,
+    timeout: 60_000 + count * askTimeoutMs,
+  });
+  const answers = stdout
+    .split('\n')
+    .filter((line) => line.startsWith('{'))
+    .map((line) => JSON.parse(line) as { task?: string });
+  const tasks = new Set(answers.flatMap(({ task }) => task ?? []));
+  return { tasks, failed: count - answers.filter(({ task }) => task !== undefined).length };
+}
+
+/** A load that goes on. */
+export interface Load {
+  /** Ends it, after what is under way. @returns the outcome of every request */
+  stop: () => Promise<Outcome[]>;
+}
+
+export interface Pace {
+  /** From the beginning of one request to that of the next, in milliseconds. */
+  intervalMs: number;
+  timeoutMs: number;
+}
+
+/** Asks on schedule from now on, whatever becomes of the requests before. Resolves with the first outcome. */
+export async function startLoad(from: Pick<Host, 'start'>, url: string, pace: Pace): Promise<Load> {
+  const words = [url, String(pace.intervalMs), String(pace.timeoutMs)];
+  const running = from.start([process.execPath, load, ...words]);
+  const outcomes: Outcome[] = [];
+  const lines = createInterface({ input: running.stdout });
+  const first = Promise.withResolvers<undefined>();
+  lines.on('line', (line) => {
+    outcomes.push(JSON.parse(line) as Outcome);
+    first.resolve(undefined);
+  });
+  const closed = new Promise((done) => lines.once('close', done));
+  void running.then(() => first.reject(new Error(`The load on ${url} ended before its first answer.`)));
+  await first.promise;
+  return {
+    stop: async () => {
+      running.kill('SIGTERM');
+      await Promise.all([running, closed]);
+      return outcomes;
+    },
+  };
+}

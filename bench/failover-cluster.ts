@@ -1,0 +1,137 @@
+// Owns the cluster whose parts are lost: a Swarm of managers with Consul and the plugin on each, and when it serves.
+// Must not lose anything, nor measure.
+import { z } from 'zod';
+import { pluginName } from '../rootfs/create.ts';
+import { loadImage, prepareImage } from '../test/lab/image.ts';
+import type { Lab } from '../test/lab/lab.ts';
+import type { LabNode } from '../test/lab/node.ts';
+import { until } from '../test/lab/processes.ts';
+import { enablePlugin } from '../test/lab/slow.ts';
+import { slowness } from '../test/slowness.ts';
+import { askFor } from './failover-ask.ts';
+
+export interface ClusterOptions {
+  lab: Lab;
+  /** How many Consul servers, on the first nodes. */
+  consuls: number;
+  /** How many of the first nodes are managers. Default: all. */
+  managers?: number;
+  /** The nodes' data roots have the image and the plugin already. */
+  prepared?: boolean;
+  progress: (line: string) => void;
+  signal?: AbortSignal | undefined;
+}
+
+/** How long anything may take to come about before the run has failed, in milliseconds. */
+const patienceMs = 180_000 * slowness;
+
+/** The part of `GET /status` that tells whether a node is ready. */
+const status = z.object({
+  nodes: z.array(z.object({ id: z.string(), name: z.string(), hidden: z.boolean() })),
+  kernel: z.object({ settled: z.boolean() }),
+  store: z.object({ connected: z.boolean(), pending: z.number() }),
+});
+export type Status = z.infer<typeof status>;
+
+/** A service whose tasks tell their names, published on every node. */
+export interface PublishedService {
+  name: string;
+  network: string;
+  port: number;
+  replicas: number;
+  /** So that a node that comes back gets its share again: Swarm moves no running task. */
+  perNode: number;
+}
+
+export class Cluster {
+  readonly lab: Lab;
+  /** The image of all tasks. */
+  readonly image: string;
+  readonly #signal: AbortSignal | undefined;
+
+  private constructor(lab: Lab, image: string, signal: AbortSignal | undefined) {
+    this.lab = lab;
+    this.image = image;
+    this.#signal = signal;
+  }
+
+  /** Makes a cluster of a lab's nodes, on which nothing runs but Docker. */
+  static async start(o: ClusterOptions): Promise<Cluster> {
+    const { lab, consuls, managers = lab.nodes.length, prepared = false, progress, signal } = o;
+    const more = { progress, ...(signal ? { signal } : {}) };
+    const image = await prepareImage(more);
+    await lab.startConsul({ servers: consuls, ...more });
+    if (prepared) {
+      for (const node of lab.nodes) {
+        await node.docker(['plugin', 'set', pluginName, `CAUSEWAY_STORE=${lab.consulStore}`], { signal });
+        await enablePlugin(node, pluginName, signal);
+        progress(`${pluginName} is enabled on ${node.name}`);
+      }
+    } else {
+      await Promise.all(lab.nodes.map((node) => loadImage(node, image)));
+      await lab.installPlugin({ set: { CAUSEWAY_STORE: lab.consulStore }, ...more });
+    }
+    await lab.formSwarm({ managers, ...(signal ? { signal } : {}) });
+    const cluster = new Cluster(lab, image.id, signal);
+    progress('waiting for the nodes to know each other');
+    await cluster.allKnown();
+    return cluster;
+  }
+
+  /** Polls until it is so. @throws Error after three minutes, on a plain machine */
+  until<T>(what: string, done: () => Promise<T | undefined | false>, timeoutMs = patienceMs): Promise<T> {
+    return until(what, done, { timeoutMs, everyMs: 300, signal: this.#signal });
+  }
+
+  async status(node: LabNode): Promise<Status> {
+    return status.parse(await node.admin('/status'));
+  }
+
+  /** Resolves when every node knows every other one, and takes none for lost. */
+  async allKnown(): Promise<void> {
+    const { nodes } = this.lab;
+    await this.until('all nodes know each other', async () => {
+      const seen = await Promise.all(nodes.map((node) => this.status(node).catch(() => undefined)));
+      return seen.every(
+        (one) => one?.nodes.length === nodes.length && !one.nodes.some(({ hidden }) => hidden),
+      );
+    });
+  }
+
+  /** Runs `docker` on the first node, and again while the managers elect a leader. */
+  async docker(...args: string[]): Promise<string> {
+    return this.until(`docker ${args.slice(0, 2).join(' ')}`, async () => {
+      const { failed, stdout, stderr } = await this.lab.first.docker(args, {
+        reject: false,
+        signal: this.#signal,
+      });
+      if (!failed) return { stdout };
+      if (/leader|deadline|Unavailable|EOF/i.test(stderr)) return undefined;
+      throw new Error(`docker ${args.join(' ')}: ${stderr}`);
+    }).then(({ stdout }) => stdout);
+  }
+
+  /** A network of Causeway's, or of Docker's own overlay driver. */
+  async network(name: string, driver: 'causeway' | 'overlay'): Promise<void> {
+    const words =
+      driver === 'overlay' ? ['overlay'] : [pluginName, '--ipam-driver', pluginName, '--scope', 'swarm'];
+    await this.docker('network', 'create', '--driver', ...words, '--attachable', name);
+  }
+
+  async service({ name, network, port, replicas, perNode }: PublishedService): Promise<void> {
+    const create = ['service', 'create', '--detach', '--quiet', '--no-resolve-image', '--name', name];
+    const spread = ['--replicas', String(replicas), '--replicas-max-per-node', String(perNode)];
+    // Without it Swarm sends connections to a task whose process has not come to listen yet.
+    const health = ['--health-cmd', 'wget -q -O - http://127.0.0.1/', '--health-interval', '3s'];
+    const rest = ['--network', network, '--publish', `${port}:80`, '--stop-grace-period', '1s', this.image];
+    await this.docker(...create, ...spread, ...health, ...rest);
+  }
+
+  /** Resolves when a node's port answers from so many tasks, without an error. */
+  async serving(node: LabNode, port: number, tasks: number): Promise<void> {
+    await this.until(`port ${port} of ${node.name} answers from ${tasks} tasks`, async () => {
+      const answers = await askFor(this.lab.client, `http://${node.address}:${port}/`, 4 * tasks);
+      return answers.failed === 0 && answers.tasks.size === tasks;
+    });
+  }
+}

@@ -1,0 +1,184 @@
+// Owns the part `failover`: a node loses its power under new connections to the others, and gets it again.
+// Must not know on which kernel, nor by which engine.
+import { setTimeout as sleep } from 'node:timers/promises';
+import { startLoad, type Load } from './failover-ask.ts';
+import type { Cluster, PublishedService } from './failover-cluster.ts';
+import { reportLoss, type LossReport } from './failover-outcome.ts';
+import type { Finding } from './report.ts';
+import { median } from './rounds.ts';
+
+export interface FailoverOptions {
+  cluster: Cluster;
+  /** Whether Docker's own mesh works on this kernel, and is to be compared with. */
+  dockersMesh: boolean;
+  rounds: number;
+  /** From the beginning of one connection to that of the next, on each of the surviving nodes. */
+  intervalMs: number;
+  progress: (line: string) => void;
+}
+
+/** From the beginning of the last connection that failed; of the median. */
+const goalMs = 1_000;
+/** From the node's power to all tasks answering on all nodes. Swarm has to start tasks meanwhile. */
+const returnGoalSeconds = 60;
+
+/** A connection without an answer has failed after this. */
+const timeoutMs = 5_000;
+const beforeMs = 3_000;
+/** How long the node stays off: far longer than anything should take to notice. */
+const offMs = 12_000;
+const afterMs = 3_000;
+
+const tasks = 6;
+
+interface Mesh {
+  name: string;
+  driver: 'causeway' | 'overlay';
+  service: PublishedService;
+}
+
+interface Round {
+  losses: Map<Mesh, LossReport>;
+  /** From the power's return to all tasks answering on all nodes by Causeway, in seconds. */
+  returned: number;
+  /** Failures later than they may be, for a person to look into. */
+  late: string[];
+}
+
+export async function measureFailover(o: FailoverOptions): Promise<Finding[]> {
+  const { cluster, rounds, progress } = o;
+  const { nodes } = cluster.lab;
+  const perNode = Math.ceil(tasks / nodes.length);
+  const mesh = (name: string, driver: Mesh['driver'], port: number): Mesh => ({
+    name,
+    driver,
+    service: { name: `web-${driver}`, network: `net-${driver}`, port, replicas: tasks, perNode },
+  });
+  const causeway = mesh('Causeway', 'causeway', 8080);
+  const dockers = mesh("Docker's mesh", 'overlay', 8090);
+  const meshes = o.dockersMesh ? [causeway, dockers] : [causeway];
+  progress('deploying');
+  for (const { driver, service } of meshes) {
+    await cluster.network(service.network, driver);
+    await cluster.service(service);
+  }
+  const done: Round[] = [];
+  for (let round = 1; round <= rounds; round += 1) {
+    await allServe(cluster, meshes);
+    await cluster.allKnown();
+    const one = await lose(o, meshes, causeway);
+    const told = [...one.losses].map(
+      ([{ name }, { lastFailed, failed, retried, lastRetried, begun, failedBefore, failedAfter }]) =>
+        `${name}: last failed ${lastFailed} ms after the cut, ${failed} of ${begun}; ${retried} had to try again, the last begun ` +
+        `after ${lastRetried} ms; ${failedBefore} failed before, ${failedAfter} after the return`,
+    );
+    for (const line of one.late) progress(line);
+    progress(
+      `round ${round} of ${rounds}: ${told.join('; ')}; all serve again after ${one.returned.toFixed(1)} s`,
+    );
+    done.push(one);
+  }
+  return summarize(done, causeway, o.dockersMesh ? dockers : undefined);
+}
+
+async function allServe(cluster: Cluster, meshes: readonly Mesh[]): Promise<void> {
+  for (const { service } of meshes)
+    for (const node of cluster.lab.nodes) await cluster.serving(node, service.port, tasks);
+}
+
+/** One loss and one return of the last node. */
+async function lose(
+  { cluster, intervalMs }: FailoverOptions,
+  meshes: readonly Mesh[],
+  causeway: Mesh,
+): Promise<Round> {
+  const { lab } = cluster;
+  const lost = lab.nodes.at(-1)!;
+  const others = lab.nodes.filter((node) => node !== lost);
+  const loads = await Promise.all(
+    meshes.flatMap((mesh) =>
+      others.map(async (node): Promise<[Mesh, Load]> => {
+        const url = `http://${node.address}:${mesh.service.port}/`;
+        return [mesh, await startLoad(lab.client, url, { intervalMs, timeoutMs })];
+      }),
+    ),
+  );
+  await sleep(beforeMs);
+  // One clock for this and for the load: the machine's.
+  const cut = Date.now();
+  await lab.kill(lost);
+  await sleep(offMs);
+  const back = Date.now();
+  await lab.boot(lost);
+  await allServe(cluster, [causeway]);
+  const returned = (Date.now() - back) / 1000;
+  await sleep(afterMs);
+  const outcomes = await Promise.all(loads.map(async ([mesh, load]) => ({ mesh, list: await load.stop() })));
+  const losses = new Map(
+    meshes.map((mesh) => {
+      const own = outcomes.filter((one) => one.mesh === mesh).flatMap(({ list }) => list);
+      return [mesh, reportLoss(own, { cut, back })];
+    }),
+  );
+  const late = outcomes.flatMap(({ mesh, list }) =>
+    list
+      .filter(({ at, error }) => error !== undefined && at > cut + goalMs)
+      .map(({ at, ms, error }) => `${mesh.name}: ${at - cut} ms after the cut, for ${ms} ms: ${error}`),
+  );
+  return { losses, returned, late };
+}
+
+function summarize(rounds: readonly Round[], causeway: Mesh, dockers: Mesh | undefined): Finding[] {
+  const figures = (mesh: Mesh): number[] => rounds.map(({ losses }) => losses.get(mesh)!.lastFailed);
+  const sum = (mesh: Mesh, field: keyof LossReport): number =>
+    rounds.reduce((total, { losses }) => total + losses.get(mesh)![field], 0);
+  const retried = rounds.map(({ losses }) => losses.get(causeway)!.lastRetried);
+  const list = (values: readonly number[]): string => values.map((value) => value.toFixed(0)).join(', ');
+  const own = figures(causeway);
+  const returns = rounds.map(({ returned }) => returned);
+  const findings: Finding[] = [
+    {
+      what: 'last failed connection after a node lost its power',
+      value: median(own),
+      unit: 'ms',
+      goal: { atMost: goalMs },
+      detail: `median of ${list(own)}; ${sum(causeway, 'failed')} of ${sum(causeway, 'begun')} connections failed`,
+      samples: { ms: own },
+    },
+    {
+      what: 'failed connections when its power was back',
+      value: sum(causeway, 'failedAfter'),
+      unit: 'connections',
+      goal: { atMost: 0 },
+      detail: `${rounds.length} returns`,
+      samples: { connections: rounds.map(({ losses }) => losses.get(causeway)!.failedAfter) },
+    },
+    {
+      what: 'last connection whose client had to try again',
+      value: median(retried),
+      unit: 'ms',
+      goal: { atMost: goalMs },
+      detail: `median of ${list(retried)}; ${sum(causeway, 'retried')} succeeded a second or more later`,
+      samples: { ms: retried },
+    },
+    {
+      what: `from its power to all ${tasks} tasks on all nodes`,
+      value: median(returns),
+      unit: 's',
+      goal: { atMost: returnGoalSeconds },
+      detail: `median of ${list(returns)}; nothing was restarted`,
+      samples: { s: returns },
+    },
+  ];
+  if (dockers === undefined) return findings;
+  const theirs = figures(dockers);
+  findings.push({
+    what: "last failed connection, Causeway ÷ Docker's mesh",
+    value: median(own) / median(theirs),
+    unit: 'ratio',
+    goal: { atMost: 1 },
+    detail: `${median(own)} ÷ ${median(theirs)} ms (median of ${list(theirs)}); of Docker's ${sum(dockers, 'failed')} of ${sum(dockers, 'begun')} connections failed`,
+    samples: { 'Causeway ms': own, "Docker's mesh ms": theirs },
+  });
+  return findings;
+}
