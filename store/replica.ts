@@ -53,8 +53,13 @@ export interface ReplicaOptions {
   ephemeral?: readonly string[];
   /** How long another node's entry outlives its withdrawal at most, in ms: until the store has shown it. */
   lingerMs?: number;
-  /** How long a write that can be done here waits for the remote, in ms. */
+  /**
+   * How long a write that can be done here waits for the remote, in ms. Well below the two seconds that Swarm gives the
+   * balancers between deciding that a task ends and ending it: other nodes hear of it only after this.
+   */
   patienceMs?: number;
+  /** How long a write that cannot be done here waits for what was done here to reach the remote, in ms. */
+  graceMs?: number;
   /** First and longest pause between attempts to reach the remote, in ms. */
   minPauseMs?: number;
   maxPauseMs?: number;
@@ -149,7 +154,8 @@ class ReplicaStore implements Replica {
   /** Ends the watch, so that it begins anew. */
   #restart = new AbortController();
   readonly #following: Promise<void>;
-  #replaying: Promise<unknown> | undefined;
+  /** Resolves when something that was pending no longer is. */
+  #advance = Promise.withResolvers<undefined>();
   /** The last look afresh that began, and the one that will begin after it. */
   #looking: Promise<unknown> = Promise.resolve();
   #nextLook: Promise<void> | undefined;
@@ -472,7 +478,7 @@ class ReplicaStore implements Replica {
     impatient: boolean,
   ): Promise<CommitResult> {
     if (!impatient) return this.#remote.commit(ops, { signal });
-    const { patienceMs = 2_000 } = this.#options;
+    const { patienceMs = 500 } = this.#options;
     const giveUp = new AbortController();
     const timer = setTimeout(() => {
       giveUp.abort(
@@ -558,9 +564,17 @@ class ReplicaStore implements Replica {
     return actual !== op.version && !(op.op === 'delete' && actual === 0);
   }
 
-  /** Resolves once nothing is pending. A write must not get ahead of those that wait. */
+  /** Resolves once nothing is pending. A write must not get ahead of those that wait; for a slow store, it does too. */
   async #replayed(signal: AbortSignal | undefined): Promise<void> {
-    if (this.#journal.size > 0) await settledOr(signal, this.#replaying);
+    if (this.#journal.size > 0) {
+      const { graceMs = 3_000 } = this.#options;
+      const ends = AbortSignal.any([
+        this.#closing.signal,
+        AbortSignal.timeout(graceMs),
+        ...(signal ? [signal] : []),
+      ]);
+      while (this.#journal.size > 0 && !ends.aborted) await settledOr(ends, this.#advance.promise);
+    }
     this.#isOpen(signal);
     if (this.#journal.size === 0) return;
     throw new StoreError(
@@ -573,21 +587,11 @@ class ReplicaStore implements Replica {
 
   /** Brings everything pending to the remote. The mirror must be of now. */
   async #replay(): Promise<void> {
-    const { promise, resolve } = Promise.withResolvers<undefined>();
-    this.#replaying = promise;
-    try {
-      for (let tries = 0; this.#journal.size > 0; tries++) {
-        if (await this.#replaySome()) tries = 0;
-        else if (tries >= maxTries)
-          throw new StoreError(
-            'conflict',
-            `What was written meanwhile changed ${tries} times during replay.`,
-          );
-        else await this.#look();
-      }
-    } finally {
-      this.#replaying = undefined;
-      resolve(undefined);
+    for (let tries = 0; this.#journal.size > 0; tries++) {
+      if (await this.#replaySome()) tries = 0;
+      else if (tries >= maxTries)
+        throw new StoreError('conflict', `What was written meanwhile changed ${tries} times during replay.`);
+      else await this.#look();
     }
   }
 
@@ -627,6 +631,8 @@ class ReplicaStore implements Replica {
     for (const [key, now] of journal)
       if (now) this.#journal.set(now);
       else this.#journal.remove(key);
+    this.#advance.resolve(undefined);
+    this.#advance = Promise.withResolvers();
     this.#showMirror(journal.map(([key]) => key));
     this.#options.onState?.(this.state);
   }
@@ -642,14 +648,7 @@ function copied(ops: readonly Op[]): Op[] {
   });
 }
 
-async function settledOr(
-  signal: AbortSignal | undefined,
-  promise: Promise<unknown> | undefined,
-): Promise<void> {
-  if (!signal) {
-    await promise;
-    return;
-  }
+async function settledOr(signal: AbortSignal, promise: Promise<unknown>): Promise<void> {
   const aborted = Promise.withResolvers<undefined>();
   const abort = (): void => aborted.resolve(undefined);
   signal.addEventListener('abort', abort, { once: true });

@@ -238,12 +238,22 @@ describe('replica', () => {
     });
 
     it('rejects without the store what may not wait', async () => {
-      const replica = await openConnected();
+      const replica = await openConnected({ graceMs: 20 });
       await goAway(replica);
       await assert.rejects(replica.commit([set('a', 1)]), { code: 'unavailable' });
       await replica.commit([set('b', 1)], offline);
       await assert.rejects(replica.commit([set('a', 1)]), { code: 'unavailable', message: /1 keys .* wait/ });
       assert.equal(await replica.get('a'), undefined);
+    });
+
+    it('has a write that may not wait follow one that was done here, when the store is soon back', async () => {
+      const replica = await openConnected();
+      await goAway(replica);
+      await replica.commit([set('b', 1)], offline);
+      const following = replica.commit([set('a', 1)]);
+      await comeBack(replica);
+      assert.ok((await following).ok);
+      assert.deepEqual([await value(replica, 'a'), await value(replica, 'b')], [1, 1]);
     });
 
     it('notices with a failed write that the store is away, and that it is back', async () => {
