@@ -8,7 +8,7 @@ import { Lab } from '../lab/lab.ts';
 import type { LabNode } from '../lab/node.ts';
 import { until } from '../lab/processes.ts';
 import { slowness } from '../slowness.ts';
-import { ask, askFrom, clients, errors, tasks } from './questions.ts';
+import { ask, askFrom, clients, errors, tasks, within, type Answer } from './questions.ts';
 
 interface Status {
   nodes: { name: string; hidden: boolean }[];
@@ -16,10 +16,10 @@ interface Status {
   store: { connected: boolean; pending: number };
 }
 
-const patience = { timeoutMs: 60_000 * slowness, everyMs: 300 };
+const patience = { timeoutMs: 180_000 * slowness, everyMs: 300 };
 
 describe('a three-node Swarm in real Docker Engines', function () {
-  this.timeout(300_000 * slowness);
+  this.timeout(900_000 * slowness);
   let lab: Lab;
   let first: LabNode;
 
@@ -41,16 +41,22 @@ describe('a three-node Swarm in real Docker Engines', function () {
 
   /** Waits until the port answers from this many tasks on each of the nodes, without an error. */
   async function serving(port: number, count: number, nodes: readonly LabNode[] = lab.nodes): Promise<void> {
-    for (const node of nodes)
+    for (const node of nodes) {
+      let list: Answer[] = [];
+      const instead = async (): Promise<unknown> => ({
+        answers: list,
+        tasks: (await node.docker(['service', 'ps', '--no-trunc', 'web'], { reject: false })).stdout,
+        status: await status(node).catch(String),
+      });
       await until(
         `port ${port} of ${node.name} answers from ${count} tasks`,
         async () => {
-          const words = ['http', url(node, port), '--count', String(2 * count), '--timeout', '1000'];
-          const list = await ask(lab.client, words);
+          list = await ask(lab.client, ['http', url(node, port), '--count', String(2 * count), ...within(1)]);
           return tasks(list).length === count && errors(list).length === 0;
         },
-        patience,
+        { ...patience, instead },
       );
+    }
   }
 
   before(async () => {
@@ -286,7 +292,7 @@ describe('a three-node Swarm in real Docker Engines', function () {
           return ![rules, links, policy].some((text) => /causeway|cw-|proto 197/.test(text));
         },
         // What the node lost with its power is collected a minute after it was missed.
-        { ...patience, timeoutMs: 150_000 * slowness },
+        patience,
       );
   });
 });

@@ -11,17 +11,12 @@ import type { LabNode } from '../lab/node.ts';
 import { until } from '../lab/processes.ts';
 import { prepareRegistry, registry, startRegistry } from '../lab/registry.ts';
 import { slowness } from '../slowness.ts';
+import { answers, ask, echo, errors, tasks, within, type Answer } from './questions.ts';
 
 const lab = 'test-install';
-const echo = join(import.meta.dirname, '../lab/image/echo.ts');
 const readme = join(import.meta.dirname, '../../rootfs/README.md');
 const alias = 'causeway/net:latest';
 const remote = (version: string): string => `${registry}/causeway/net:${version}`;
-
-interface Answer {
-  task?: string;
-  error?: string;
-}
 
 /** Asks until it is told to stop. */
 class Asker {
@@ -30,24 +25,20 @@ class Asker {
 
   /** @param kind http: a new connection each time; tcp: one connection for all */
   constructor(host: Lab['client'], kind: 'http' | 'tcp', target: string) {
-    const limits = ['--count', '1000000', '--interval', '20', '--timeout', String(2000 * slowness)];
+    const limits = ['--count', '1000000', '--interval', '20', ...within(2)];
     this.#running = host.start([process.execPath, echo, kind, target, ...limits]);
     this.#running.stdout.on('data', (chunk: Buffer) => (this.#output += chunk.toString()));
   }
 
   get answers(): Answer[] {
-    const whole = this.#output.slice(0, this.#output.lastIndexOf('\n') + 1);
-    return whole
-      .split('\n')
-      .filter(Boolean)
-      .map((line) => JSON.parse(line) as Answer);
+    return answers(this.#output);
   }
 
   /** Waits for so many more answers. */
   async more(count: number): Promise<void> {
     const wanted = this.answers.length + count;
     await until(`${count} answers`, () => Promise.resolve(this.answers.length >= wanted), {
-      timeoutMs: 30_000 * slowness,
+      timeoutMs: 120_000 * slowness,
     });
   }
 
@@ -57,7 +48,7 @@ class Asker {
 }
 
 describe('docker plugin install and upgrade, from a registry', function () {
-  this.timeout(180_000 * slowness);
+  this.timeout(600_000 * slowness);
   let client: Lab['client'];
   let node: LabNode;
   let image: Image;
@@ -92,15 +83,11 @@ describe('docker plugin install and upgrade, from a registry', function () {
     await until(
       `web answers from ${count} tasks`,
       async () => {
-        const ask = ['http', `http://${node.address}:8080/`, '--count', String(2 * count)];
-        const { stdout } = await client.exec([process.execPath, echo, ...ask], { reject: false });
-        const list = stdout
-          .split('\n')
-          .filter(Boolean)
-          .map((line) => JSON.parse(line) as Answer);
-        return new Set(list.map(({ task }) => task)).size === count && list.every(({ error }) => !error);
+        const words = ['http', `http://${node.address}:8080/`, '--count', String(2 * count)];
+        const list = await ask(client, words);
+        return tasks(list).length === count && errors(list).length === 0;
       },
-      { timeoutMs: 60_000 * slowness, everyMs: 250 },
+      { timeoutMs: 120_000 * slowness, everyMs: 250 },
     );
   }
 
@@ -169,16 +156,13 @@ describe('docker plugin install and upgrade, from a registry', function () {
     await Promise.all(askers.map((asker) => asker.more(20)));
     await docker('plugin', 'enable', alias);
     await until('the plugin answers', () => node.admin('/status').catch(() => undefined), {
-      timeoutMs: 30_000 * slowness,
+      timeoutMs: 120_000 * slowness,
     });
     await Promise.all(askers.map((asker) => asker.more(100)));
     for (const asker of askers) asker.stop();
 
     for (const { answers } of askers) {
-      assert.deepEqual(
-        answers.filter(({ error }) => error !== undefined),
-        [],
-      );
+      assert.deepEqual(errors(answers), []);
     }
     assert.equal(
       await inspect('{{.Name}} {{.Enabled}} {{.PluginReference}}'),

@@ -2,8 +2,10 @@
 // Must not assert anything.
 import { join } from 'node:path';
 import type { Host, LabNode } from '../lab/node.ts';
+import { slowness } from '../slowness.ts';
 
-const echo = join(import.meta.dirname, '../lab/image/echo.ts');
+/** The program that asks and answers. */
+export const echo = join(import.meta.dirname, '../lab/image/echo.ts');
 
 /** One request's outcome. */
 export interface Answer {
@@ -12,10 +14,20 @@ export interface Answer {
   error?: string;
 }
 
-/** @param words for echo.ts: `http URL --count N …`. @returns one answer per request, errors among them */
+/** The options that give each request this long. */
+export const within = (seconds: number): string[] => ['--timeout', String(seconds * 1000 * slowness)];
+
+/**
+ * @param words for echo.ts: `http URL --count N …`. Each request may take 3 s, unless they say otherwise.
+ * @returns one answer per request, errors among them
+ */
 export async function ask(host: Host, words: readonly string[]): Promise<Answer[]> {
-  const { stdout } = await host.exec([process.execPath, echo, ...words], { reject: false, timeout: 600_000 });
-  return parse(stdout);
+  return outcome(
+    await host.exec([process.execPath, echo, ...within(3), ...words], {
+      reject: false,
+      timeout: 600_000 * slowness,
+    }),
+  );
 }
 
 /** The same from inside a container of the lab's image. */
@@ -24,17 +36,22 @@ export async function askFrom(
   container: string | undefined,
   words: readonly string[],
 ): Promise<Answer[]> {
-  const { stdout } = await node.docker(['exec', container ?? '', 'node', '/echo.ts', ...words], {
-    reject: false,
-  });
-  return parse(stdout);
+  const command = ['exec', container ?? '', 'node', '/echo.ts', ...within(3), ...words];
+  return outcome(await node.docker(command, { reject: false }));
 }
 
-function parse(stdout: string): Answer[] {
-  return stdout
+/** @param stdout what an echo client has printed, of which the last line may not be whole yet */
+export const answers = (stdout: string): Answer[] =>
+  stdout
+    .slice(0, stdout.lastIndexOf('\n') + 1)
     .split('\n')
     .filter((line) => line.startsWith('{'))
     .map((line) => JSON.parse(line) as Answer);
+
+/** What could not ask at all is an error too. */
+function outcome({ stdout, stderr }: { stdout: string; stderr: string }): Answer[] {
+  const list = answers(`${stdout}\n`);
+  return list.length === 0 ? [{ error: stderr || 'no answer' }] : list;
 }
 
 export const tasks = (list: Answer[]): string[] =>

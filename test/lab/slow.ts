@@ -2,11 +2,14 @@
 // Must not change what is tested: on a plain machine it does the same, at once.
 import { createReadStream } from 'node:fs';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { slowness } from '../slowness.ts';
 import type { LabNode } from './node.ts';
 import { toolsDir } from './tools.ts';
 
-const enableAttempts = 5;
+const enableAttempts = 8;
+/** What Docker still takes down of the last attempt, a new one finds in its way. */
+const betweenAttemptsMs = 10_000;
 /** How long Docker waits for the plugin's answer to a call, in seconds. */
 const callSeconds = 120;
 const commandMs = 300_000;
@@ -39,6 +42,7 @@ export async function enablePlugin(node: LabNode, name: string, signal?: AbortSi
     } catch (error) {
       signal?.throwIfAborted();
       if (attempt === enableAttempts) throw error;
+      await sleep(betweenAttemptsMs, undefined, signal ? { signal } : {});
     }
   }
 }
