@@ -1,5 +1,9 @@
 // Owns the start of processes: the one place of the plugin that runs a command, always by absolute path and
 // without a shell. Must not know what the commands mean.
+import { randomUUID } from 'node:crypto';
+import { rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { execa } from 'execa';
 
 /** The kernel tools the plugin uses, by the path they have in Debian and so in the plugin's root file system. */
@@ -37,6 +41,8 @@ export type Runner = (tool: Tool, args: string[], options?: RunOptions) => Promi
 export interface RunOptions {
   /** Standard input. */
   input?: string;
+  /** The tool opens its input anew, by name, as it cannot a socket's: it gets a file in the place of the argument `-`. */
+  opensInput?: boolean;
   /** Success writes nothing to standard error: whatever is there is a failure, whatever the exit code says. */
   silent?: boolean;
 }
@@ -60,11 +66,13 @@ const timeoutMilliseconds = 20_000;
  */
 export function createRunner({ onCommand, root = '', prefix = [] }: RunnerOptions = {}): Runner {
   const libraries = root === '' ? {} : libraryEnvironment(root);
-  return async (tool, args, { input, silent = false } = {}) => {
-    const [file, ...rest] = [...prefix, root + paths[tool], ...args] as [string, ...string[]];
+  return async (tool, args, { input, opensInput = false, silent = false } = {}) => {
+    await using scratch = opensInput ? await writeScratch(input ?? '') : undefined;
+    const words = args.map((arg) => (scratch && arg === '-' ? scratch.path : arg));
+    const [file, ...rest] = [...prefix, root + paths[tool], ...words] as [string, ...string[]];
     const started = performance.now();
     const result = await execa(file, rest, {
-      ...(input === undefined ? { stdin: 'ignore' as const } : { input }),
+      ...(input === undefined || scratch ? { stdin: 'ignore' as const } : { input }),
       env: { LC_ALL: 'C', ...libraries },
       reject: false,
       timeout: timeoutMilliseconds,
@@ -81,6 +89,13 @@ export function createRunner({ onCommand, root = '', prefix = [] }: RunnerOption
     }
     return result.stdout;
   };
+}
+
+/** A file for one command, gone with it. */
+async function writeScratch(text: string): Promise<AsyncDisposable & { path: string }> {
+  const path = join(tmpdir(), `causeway-${randomUUID()}`);
+  await writeFile(path, text, { mode: 0o600, flag: 'wx' });
+  return { path, [Symbol.asyncDispose]: () => rm(path, { force: true }) };
 }
 
 function libraryEnvironment(root: string): Record<string, string> {
