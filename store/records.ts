@@ -76,6 +76,22 @@ export const EndpointRecord = z.object({
 });
 export type EndpointRecord = z.infer<typeof EndpointRecord>;
 
+/** `names/NETWORK/ENDPOINT`: what a running container is called on a network; written by its own node. */
+export const NameRecord = z.object({
+  v: z.literal(1),
+  endpoint: z.string(),
+  network: z.string(),
+  /** The node it is on. */
+  node: z.string(),
+  /** Docker's id of the container. */
+  container: z.string(),
+  /** The container's name, its short id, its hostname, its aliases on the network; as Docker writes them. */
+  names: z.array(z.string()),
+  /** Its health check fails. */
+  unhealthy: z.boolean(),
+});
+export type NameRecord = z.infer<typeof NameRecord>;
+
 /** `services/ID`: a Swarm service on at least one of our networks. */
 export const ServiceRecord = z.object({
   v: z.literal(1),
@@ -85,12 +101,16 @@ export const ServiceRecord = z.object({
   vips: z.record(z.string(), address),
   /** Networks of ours the service is on. */
   networks: z.array(z.string()),
+  /** Network to the service's other names on it. */
+  aliases: z.record(z.string(), z.array(z.string())).optional(),
   /** Ports published by the mesh (mode=ingress). */
   ports: z.array(
     z.object({
       protocol: z.enum(['tcp', 'udp', 'sctp']),
       port: z.number().int(),
       targetPort: z.number().int(),
+      /** As the user called it. */
+      name: z.string().optional(),
     }),
   ),
   tasks: z.array(
@@ -114,6 +134,7 @@ export interface Records {
   presence: Table<PresenceRecord>;
   endpoints: Table<EndpointRecord>;
   services: Table<ServiceRecord>;
+  names: Table<NameRecord>;
 }
 
 export function openRecords(store: Store): Records {
@@ -125,11 +146,16 @@ export function openRecords(store: Store): Records {
     presence: new Table(store, 'presence/', PresenceRecord),
     endpoints: new Table(store, 'endpoints/', EndpointRecord),
     services: new Table(store, 'services/', ServiceRecord),
+    names: new Table(store, 'names/', NameRecord),
   };
 }
 
 export function endpointKey({ network, id }: { network: string; id: string }): string {
   return `${network}/${id}`;
+}
+
+export function nameKey({ network, endpoint }: { network: string; endpoint: string }): string {
+  return `${network}/${endpoint}`;
 }
 
 export function presenceKey({ network, node }: { network: string; node: string }): string {
