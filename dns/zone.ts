@@ -1,0 +1,311 @@
+// Owns what is known by which name on each network: made of the records, and pure.
+// Must not know who asks (resolve.ts), nor what an answer looks like (message.ts).
+import type { EndpointRecord, NameRecord, NetworkRecord, ServiceRecord } from '../store/records.ts';
+import { rangeOf, toNumber, type Range } from './address.ts';
+import { canonical } from './name.ts';
+
+export interface ZoneRecords {
+  networks: readonly NetworkRecord[];
+  services: readonly ServiceRecord[];
+  endpoints: readonly EndpointRecord[];
+  names: readonly NameRecord[];
+}
+
+/** Below it, every name can be asked for by the host, and nothing is ever forwarded. */
+export const suffix = 'causeway.internal';
+
+/**
+ * Only what is `live` is answered. `draining`: its task shall stop. `detached`: no sandbox has joined. `lost`: its node is.
+ * `unhealthy`: its container's health check fails.
+ */
+export type State = 'live' | 'draining' | 'detached' | 'lost' | 'unhealthy';
+
+/** What has an address of its own on a network: a task or another container. */
+export interface Member {
+  address: string;
+  /** The id of the node it is on; absent when there is no endpoint. */
+  node?: string;
+  state: State;
+  /** A name that stands for it and for nothing else, below {@link suffix}; absent when there is none. */
+  target?: string;
+}
+
+/** A service on one network. */
+export interface ServiceOnNetwork {
+  id: string;
+  vip?: string;
+  /** All its tasks on the network, also those that are not live. */
+  members: readonly Member[];
+  /** `NAME/PROTOCOL` to the port at which its tasks listen. */
+  ports: ReadonlyMap<string, number>;
+}
+
+/** What a name stands for on one network. */
+export interface Owner {
+  /** `service`: a name or alias. `tasks`: such with `tasks.` in front. `task`: one of a service. `container`: all else. */
+  kind: 'service' | 'tasks' | 'task' | 'container';
+  network: ZoneNetwork;
+  /** Of the kinds `service` and `tasks`. */
+  services: readonly ServiceOnNetwork[];
+  /** Of the kinds `task` and `container`. */
+  members: readonly Member[];
+  /** What its name is answered with; empty when nobody is live. */
+  addresses: readonly string[];
+  /** All addresses are VIPs. */
+  stable: boolean;
+}
+
+export interface ZoneNetwork {
+  id: string;
+  /** Docker's name, or the id as long as that is not known. */
+  label: string;
+  range: Range;
+  /** By name in lower case. */
+  owners: ReadonlyMap<string, Owner>;
+  /** Address to name, which is the container's or the service's and, once it is known, the network's. */
+  reverse: ReadonlyMap<string, string>;
+}
+
+/** All names of all networks at one moment. */
+export interface Zone {
+  /** By id. Networks that were refused are not among them. */
+  networks: ReadonlyMap<string, ZoneNetwork>;
+  /** By Docker's name in lower case; Docker allows networks with the same name. */
+  networksByName: ReadonlyMap<string, readonly ZoneNetwork[]>;
+  /** Whether the address is in a network's subnet, and there is neither a gateway, nor a VIP, nor anybody live. */
+  isStale: (address: string) => boolean;
+}
+
+/** @param hidden ids of nodes that are lost */
+export function buildZone(records: ZoneRecords, hidden: ReadonlySet<string>): Zone {
+  const networks = new Map<string, NetworkBuilder>();
+  for (const record of records.networks)
+    if (record.refused === undefined) networks.set(record.id, new NetworkBuilder(record));
+  const endpoints = new Endpoints(records, hidden);
+  for (const service of records.services)
+    for (const id of new Set([...service.networks, ...Object.keys(service.vips)]))
+      networks.get(id)?.addService(service, endpoints);
+  for (const endpoint of records.endpoints) networks.get(endpoint.network)?.addEndpoint(endpoint, endpoints);
+  const networksByName = new Map<string, ZoneNetwork[]>();
+  for (const network of networks.values()) {
+    network.finish();
+    if (network.name === undefined) continue;
+    const others = networksByName.get(network.name);
+    if (others === undefined) networksByName.set(network.name, [network]);
+    else others.push(network);
+  }
+  const all = [...networks.values()];
+  return {
+    networks,
+    networksByName,
+    isStale: (address) => {
+      const number = toNumber(address);
+      if (number === undefined) return false;
+      const network = all.find(({ range }) => contains(range, number));
+      return network !== undefined && !network.inhabited.has(address);
+    },
+  };
+}
+
+export function contains({ first, last }: Range, address: number): boolean {
+  return address >= first && address <= last;
+}
+
+/** Endpoints by what they are looked up by, and how each of them is. */
+class Endpoints {
+  readonly #hidden: ReadonlySet<string>;
+  readonly #names = new Map<string, NameRecord>();
+  readonly #byPlace = new Map<string, EndpointRecord>();
+  readonly #draining = new Set<string>();
+
+  constructor({ endpoints, names, services }: ZoneRecords, hidden: ReadonlySet<string>) {
+    this.#hidden = hidden;
+    for (const endpoint of endpoints) {
+      if (endpoint.sandbox === undefined) continue;
+      const place = pair(endpoint.network, endpoint.address);
+      const other = this.#byPlace.get(place);
+      // Of two at one address the same counts at every node, and for the balancer as well.
+      if (other === undefined || other.id < endpoint.id) this.#byPlace.set(place, endpoint);
+    }
+    for (const record of names) this.#names.set(pair(record.network, record.endpoint), record);
+    const tasks = services.flatMap((service) => service.tasks);
+    for (const { draining, addresses } of tasks.toSorted((a, b) => Number(b.draining) - Number(a.draining)))
+      for (const [network, address] of Object.entries(addresses))
+        // An address that a new task has got is not draining, though its old task may still be listed.
+        if (draining) this.#draining.add(pair(network, address));
+        else this.#draining.delete(pair(network, address));
+  }
+
+  /** @param draining the task's; an address can be another's already */
+  memberAt(network: string, address: string, draining: boolean): Member {
+    const endpoint = this.#byPlace.get(pair(network, address));
+    if (endpoint === undefined) return { address, state: 'detached' };
+    const member = this.memberOf(endpoint);
+    return draining && member.state === 'live' ? { ...member, state: 'draining' } : member;
+  }
+
+  memberOf(endpoint: EndpointRecord): Member {
+    return { address: endpoint.address, node: endpoint.node, state: this.#stateOf(endpoint) };
+  }
+
+  namesOf(endpoint: EndpointRecord): readonly string[] {
+    return this.#names.get(pair(endpoint.network, endpoint.id))?.names ?? [];
+  }
+
+  #stateOf({ network, id, address, node, sandbox }: EndpointRecord): State {
+    if (sandbox === undefined) return 'detached';
+    if (this.#hidden.has(node)) return 'lost';
+    if (this.#names.get(pair(network, id))?.unhealthy === true) return 'unhealthy';
+    return this.#draining.has(pair(network, address)) ? 'draining' : 'live';
+  }
+}
+
+function pair(network: string, other: string): string {
+  return `${network} ${other}`;
+}
+
+interface Claims {
+  kind: Owner['kind'];
+  services: ServiceOnNetwork[];
+  members: Member[];
+}
+
+/** Takes a network's services first, then its endpoints, and is a {@link ZoneNetwork} when it is finished. */
+class NetworkBuilder implements ZoneNetwork {
+  readonly id: string;
+  /** As it can be asked for. */
+  readonly name: string | undefined;
+  readonly label: string;
+  readonly range: Range;
+  readonly owners = new Map<string, Owner>();
+  readonly reverse = new Map<string, string>();
+  /** Addresses that belong to somebody. */
+  readonly inhabited: Set<string>;
+  readonly #claims = new Map<string, Claims>();
+  /** Tasks that need a name which is theirs alone: the one derived from the address, if there is no other. */
+  readonly #tasks: { member: Member; derived: string }[] = [];
+  /** Address to the first name of the container that has it. */
+  readonly #names = new Map<string, string>();
+
+  constructor({ id, name, subnet, gateway }: NetworkRecord) {
+    this.id = id;
+    this.name = name === undefined ? undefined : canonical(name);
+    this.label = name ?? id;
+    this.range = rangeOf(subnet);
+    this.inhabited = new Set([gateway]);
+  }
+
+  addService(record: ServiceRecord, endpoints: Endpoints): void {
+    const vip = record.vips[this.id];
+    const members: Member[] = [];
+    const service: ServiceOnNetwork = {
+      id: record.id,
+      ...(vip !== undefined && { vip }),
+      members,
+      ports: portsOf(record),
+    };
+    for (const { addresses, draining } of record.tasks) {
+      const address = addresses[this.id];
+      if (address === undefined) continue;
+      const member = endpoints.memberAt(this.id, address, draining);
+      const derived = `${address.replaceAll('.', '-')}.${record.name}`;
+      members.push(member);
+      this.#claim(derived, 'task')?.members.push(member);
+      this.#tasks.push({ member, derived });
+    }
+    for (const name of namesOf([record.name, ...(record.aliases?.[this.id] ?? [])])) {
+      this.#claim(name, 'service')?.services.push(service);
+      this.#claim(`tasks.${name}`, 'tasks')?.services.push(service);
+    }
+    if (vip === undefined) return;
+    this.inhabited.add(vip);
+    this.#names.set(vip, record.name);
+  }
+
+  addEndpoint(endpoint: EndpointRecord, endpoints: Endpoints): void {
+    const { address } = endpoint;
+    const member = endpoints.memberOf(endpoint);
+    if (member.state === 'live') this.inhabited.add(address);
+    const names = namesOf(endpoints.namesOf(endpoint));
+    for (const name of names) this.#claim(name, 'container')?.members.push(member);
+    const [first] = names;
+    if (first !== undefined && endpoint.sandbox !== undefined) this.#names.set(address, first);
+  }
+
+  finish(): void {
+    for (const [name, claims] of this.#claims) this.owners.set(name, this.#ownerOf(claims));
+    for (const { member, derived } of this.#tasks) {
+      const names = [this.#names.get(member.address) ?? derived, derived].filter((name) =>
+        this.#standsFor(name, member.address),
+      );
+      const target = firstWritable(names.map((name) => `${this.#qualified(name)}.${suffix}`));
+      if (target !== undefined) member.target = target;
+      // Swarm tells of a task before its node tells the container's names.
+      if (!this.#names.has(member.address) && member.state === 'live')
+        this.#names.set(member.address, derived);
+    }
+    for (const [address, name] of this.#names) {
+      const text = firstWritable([this.#qualified(name), name]);
+      if (text !== undefined) this.reverse.set(address, text);
+    }
+  }
+
+  /** @returns undefined if the name cannot be asked for, or belongs to what comes before this kind */
+  #claim(name: string, kind: Owner['kind']): Claims | undefined {
+    const key = canonical(name);
+    if (key === undefined) return undefined;
+    const claims = this.#claims.get(key);
+    if (claims !== undefined) return claims.kind === kind ? claims : undefined;
+    const first: Claims = { kind, services: [], members: [] };
+    this.#claims.set(key, first);
+    return first;
+  }
+
+  #ownerOf({ kind, services, members }: Claims): Owner {
+    const addresses = new Set(liveOf(members));
+    let stable = kind === 'service';
+    for (const { vip, members: tasks } of services) {
+      const live = liveOf(tasks);
+      if (kind === 'tasks' || vip === undefined) {
+        for (const address of live) addresses.add(address);
+        stable = false;
+      } else if (live.length > 0) addresses.add(vip);
+    }
+    return { kind, network: this, services, members, addresses: [...addresses], stable };
+  }
+
+  /** Whether the name is answered with this address, and could not be with another one. */
+  #standsFor(name: string, address: string): boolean {
+    const claims = this.#claims.get(canonical(name) ?? '');
+    return (
+      claims !== undefined &&
+      claims.members.length > 0 &&
+      claims.members.every((one) => one.address === address)
+    );
+  }
+
+  #qualified(name: string): string {
+    return this.name === undefined ? name : `${name}.${this.label}`;
+  }
+}
+
+/** @returns what of these can be asked for, in lower case and each once */
+function namesOf(names: readonly string[]): string[] {
+  return [...new Set(names.flatMap((name) => canonical(name) ?? []))];
+}
+
+function firstWritable(names: readonly string[]): string | undefined {
+  return names.find((name) => canonical(name) !== undefined);
+}
+
+export function liveOf(members: readonly Member[]): string[] {
+  return members.filter(({ state }) => state === 'live').map(({ address }) => address);
+}
+
+function portsOf({ ports }: ServiceRecord): Map<string, number> {
+  return new Map(
+    ports.flatMap(({ name, protocol, targetPort }) =>
+      name === undefined ? [] : [[`${name.toLowerCase()}/${protocol}`, targetPort] as const],
+    ),
+  );
+}
