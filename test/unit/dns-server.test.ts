@@ -128,7 +128,7 @@ async function ask(
   name: string,
   {
     from = '10.0.0.100',
-    transport = 'udp' as 'udp' | 'tcp',
+    transport = 'udp',
     ...asked
   }: Asked & { from?: string; transport?: 'udp' | 'tcp' } = {},
 ): Promise<Packet> {
@@ -241,7 +241,7 @@ describe('DNS: the server', () => {
     assert.equal(await rcode(stuck, 'example.com'), RCODE.SERVFAIL);
     assert.deepEqual(addresses(await ask(stuck, 'web')), ['10.0.0.2']);
     resolve(foreign(query('example.com'), []));
-    await Promise.all(waiting);
+    for (const answer of waiting) await answer;
     assert.equal(await rcode(stuck, 'example.com'), RCODE.NOERROR);
   });
 
@@ -369,7 +369,13 @@ describe('DNS: the server’s sockets', () => {
     const bytes = framed(
       ...Array.from({ length: 40 }, (_, at) => query(at % 2 === 0 ? 'web' : 'example.com')),
     );
-    for (const piece of [1, 2, 3, 50]) socket.write(bytes.subarray(piece === 1 ? 0 : piece - 1, piece));
+    for (const [from, to] of [
+      [0, 1],
+      [1, 2],
+      [2, 3],
+      [3, 50],
+    ] as const)
+      socket.write(bytes.subarray(from, to));
     await new Promise((resolve) => setTimeout(resolve, 20));
     socket.end(bytes.subarray(50));
     const packets = await read(socket);
@@ -415,7 +421,7 @@ describe('DNS: the server’s sockets', () => {
     first?.write(framed(query('web')));
     assert.equal(first && (await read(first, 1)).length, 1);
     for (const socket of sockets) socket.destroy();
-    await Promise.all(sockets.map((socket) => socket.closed || once(socket, 'close')));
+    for (const socket of sockets) if (!socket.closed) await once(socket, 'close');
   });
 
   it('say what is wrong with a port that is taken', async () => {
