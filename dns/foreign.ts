@@ -136,7 +136,10 @@ function readData(
 
 const writer = new MessageWriter();
 
-/** @returns undefined when it is longer than a message can be */
+/**
+ * @param answer NOERROR or NXDOMAIN: there is nothing to keep of others
+ * @returns undefined when it is longer than a message can be
+ */
 export function keepAnswer(query: Query, answer: ForeignAnswer): KeptAnswer | undefined {
   writer.begin(query.id, responseFlags(query) | (answer.rcode & 0xf), query.question.wire, maxMessageBytes);
   const ttls: number[] = [];
@@ -170,7 +173,6 @@ function shown(ttl: number): number {
 
 /** @returns seconds for which an answer may be given again (RFC 2308 §5 for negative ones) */
 function keepFor({ question }: Query, { rcode, answer, authority, additional }: ForeignAnswer): number {
-  if (rcode !== RCODE.NOERROR && rcode !== RCODE.NXDOMAIN) return 0;
   const smallest = Math.min(
     maxKeep,
     ...[...answer, ...authority, ...additional].map(({ ttl }) => shown(ttl)),

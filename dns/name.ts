@@ -8,8 +8,8 @@ export const maxNameBytes = 255;
 /** Labels of printable ASCII but for the dot between them and the backslash that escapes. */
 const writable = /^(?:[!-\-/-[\]-~]{1,63}\.)*[!-\-/-[\]-~]{1,63}$/;
 
-/** Without the length byte in front and the root's at the end. */
-const maxTextLength = maxNameBytes - 2;
+/** Of a name as text: it has neither the length byte in front nor the root's at the end. */
+export const maxTextLength = maxNameBytes - 2;
 
 const dot = 0x2e;
 const backslash = 0x5c;

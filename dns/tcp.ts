@@ -6,7 +6,7 @@ import { createServer, type Server, type Socket } from 'node:net';
 export type Answerer = (message: Buffer, address: string) => Buffer | undefined | Promise<Buffer | undefined>;
 
 /** For a whole question to come, and for the next one after an answer. */
-const idleMs = 5_000;
+const defaultIdleMs = 5_000;
 const maxConnections = 256;
 /** Of one address, so that one container cannot keep all others from asking. */
 const maxConnectionsOfOne = 32;
@@ -24,7 +24,11 @@ export interface TcpService {
 }
 
 /** @returns a server that does not listen yet */
-export function createTcpService(answer: Answerer, onError: (error: Error) => void): TcpService {
+export function createTcpService(
+  answer: Answerer,
+  onError: (error: Error) => void,
+  idleMs = defaultIdleMs,
+): TcpService {
   const connections = new Map<Socket, string>();
   // Whoever has ended its side after its last question still wants the answers.
   const server = createServer({ allowHalfOpen: true, noDelay: true }, (socket) => {
@@ -37,7 +41,7 @@ export function createTcpService(answer: Answerer, onError: (error: Error) => vo
     connections.set(socket, address);
     socket.on('close', () => connections.delete(socket));
     socket.on('error', () => socket.destroy());
-    new Connection(socket, (message) => answer(message, address), onError);
+    new Connection(socket, (message) => answer(message, address), onError, idleMs);
   });
   server.maxConnections = maxConnections;
   return {
@@ -65,6 +69,7 @@ class Connection {
     socket: Socket,
     answer: (message: Buffer) => ReturnType<Answerer>,
     onError: (error: Error) => void,
+    idleMs: number,
   ) {
     this.#socket = socket;
     this.#answer = answer;

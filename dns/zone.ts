@@ -2,7 +2,7 @@
 // Must not know who asks (resolve.ts), nor what an answer looks like (message.ts).
 import type { EndpointRecord, NameRecord, NetworkRecord, ServiceRecord } from '../store/records.ts';
 import { rangeOf, toNumber, type Range } from './address.ts';
-import { canonical } from './name.ts';
+import { canonical, maxTextLength } from './name.ts';
 
 export interface ZoneRecords {
   networks: readonly NetworkRecord[];
@@ -204,12 +204,14 @@ class NetworkBuilder implements ZoneNetwork {
       members,
       ports: portsOf(record),
     };
+    const own = canonical(record.name);
     for (const { addresses, draining } of record.tasks) {
       const address = addresses[this.id];
       if (address === undefined) continue;
       const member = endpoints.memberAt(this.id, address, draining);
-      const derived = `${address.replaceAll('.', '-')}.${record.name}`;
       members.push(member);
+      if (own === undefined) continue;
+      const derived = `${address.replaceAll('.', '-')}.${own}`;
       this.#claim(derived, 'task')?.members.push(member);
       this.#tasks.push({ member, derived });
     }
@@ -219,7 +221,7 @@ class NetworkBuilder implements ZoneNetwork {
     }
     if (vip === undefined) return;
     this.inhabited.add(vip);
-    this.#names.set(vip, record.name);
+    if (own !== undefined) this.#names.set(vip, own);
   }
 
   addEndpoint(endpoint: EndpointRecord, endpoints: Endpoints): void {
@@ -238,22 +240,23 @@ class NetworkBuilder implements ZoneNetwork {
       const names = [this.#names.get(member.address) ?? derived, derived].filter((name) =>
         this.#standsFor(name, member.address),
       );
-      const target = firstWritable(names.map((name) => `${this.#qualified(name)}.${suffix}`));
+      const target = firstShort(names.map((name) => `${this.#qualified(name)}.${suffix}`));
       if (target !== undefined) member.target = target;
       // Swarm tells of a task before its node tells the container's names.
       if (!this.#names.has(member.address) && member.state === 'live')
         this.#names.set(member.address, derived);
     }
     for (const [address, name] of this.#names) {
-      const text = firstWritable([this.#qualified(name), name]);
+      const text = firstShort([this.#qualified(name), name]);
       if (text !== undefined) this.reverse.set(address, text);
     }
   }
 
-  /** @returns undefined if the name cannot be asked for, or belongs to what comes before this kind */
-  #claim(name: string, kind: Owner['kind']): Claims | undefined {
-    const key = canonical(name);
-    if (key === undefined) return undefined;
+  /**
+   * @param key a name in lower case that can be asked for
+   * @returns undefined if the name belongs to what comes before this kind
+   */
+  #claim(key: string, kind: Owner['kind']): Claims | undefined {
     const claims = this.#claims.get(key);
     if (claims !== undefined) return claims.kind === kind ? claims : undefined;
     const first: Claims = { kind, services: [], members: [] };
@@ -276,7 +279,7 @@ class NetworkBuilder implements ZoneNetwork {
 
   /** Whether the name is answered with this address, and could not be with another one. */
   #standsFor(name: string, address: string): boolean {
-    const claims = this.#claims.get(canonical(name) ?? '');
+    const claims = this.#claims.get(name);
     return (
       claims !== undefined &&
       claims.members.length > 0 &&
@@ -294,8 +297,9 @@ function namesOf(names: readonly string[]): string[] {
   return [...new Set(names.flatMap((name) => canonical(name) ?? []))];
 }
 
-function firstWritable(names: readonly string[]): string | undefined {
-  return names.find((name) => canonical(name) !== undefined);
+/** @param names made of what can be asked for, but perhaps too long */
+function firstShort(names: readonly string[]): string | undefined {
+  return names.find((name) => name.length <= maxTextLength);
 }
 
 export function liveOf(members: readonly Member[]): string[] {

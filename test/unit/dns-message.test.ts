@@ -130,6 +130,17 @@ describe('DNS: reading a query', () => {
       assert.equal(verdict(message('web', { counts: [...counts] })), RCODE.FORMERR, counts.join());
   });
 
+  it('answers FORMERR to an OPT record that is longer than the message, or has a name', () => {
+    const bytes = message('web', { opt: {} });
+    bytes.writeUInt16BE(1, bytes.length - 2);
+    assert.equal(verdict(bytes), RCODE.FORMERR);
+    const named = message('web', {
+      counts: [1, 0, 0, 1],
+      tail: Buffer.from([1, 0x61, 0, 0, TYPE.EDNS, 4, 0xd0, 0, 0, 0, 0, 0, 0]),
+    });
+    assert.equal(verdict(named), RCODE.FORMERR);
+  });
+
   it('answers FORMERR to names that are compressed, reserved or too long', () => {
     assert.equal(verdict(message(Buffer.from([0xc0, 0x0c]))), RCODE.FORMERR, 'a pointer to itself');
     assert.equal(verdict(message(Buffer.from([1, 0x61, 0xc0, 0x0c]))), RCODE.FORMERR, 'a pointer');

@@ -175,6 +175,16 @@ describe('DNS: names of services', () => {
     );
   });
 
+  it('takes the endpoint with a sandbox, and of two the one that the balancer takes', () => {
+    const { sandbox: _, ...left } = endpoint('a', '10.0.0.3', { id: 'z', node: 'n2' });
+    const two = [endpoint('a', '10.0.0.3'), endpoint('a', '10.0.0.3', { id: 'z', node: 'n2' })];
+    const node = (endpoints: EndpointRecord[]): string | undefined =>
+      texts(zoneOf({ ...records, endpoints }), onA, 'tasks.web')[1];
+    assert.equal(node([endpoint('a', '10.0.0.3'), left]), 'task=10.0.0.3 node=n1');
+    assert.equal(node(two), 'task=10.0.0.3 node=n2');
+    assert.equal(node(two.reverse()), 'task=10.0.0.3 node=n2');
+  });
+
   it('takes the address of a new task from the old one that still drains', () => {
     const services = [
       service({ name: 'web', tasks: [task('a', '10.0.0.3')] }),
@@ -214,6 +224,8 @@ describe('DNS: names of containers', () => {
     const sick = zoneOf({ ...records, names: [name('a', '10.0.0.8', ['db'], true)] });
     assert.equal(addresses(sick, onA, 'db'), 'nodata');
     assert.equal(addresses(zoneOf(records, 'n1'), onA, 'db'), 'nodata');
+    const { sandbox: _, ...left } = endpoint('a', '10.0.0.8');
+    assert.equal(addresses(zoneOf({ ...records, endpoints: [left] }), onA, 'db'), 'nodata');
     const services = [service({ name: 'x', tasks: [task('a', '10.0.0.8', true)] })];
     assert.equal(addresses(zoneOf({ ...records, services }), onA, 'db'), 'nodata');
   });
@@ -343,6 +355,16 @@ describe('DNS: names of addresses', () => {
     assert.equal(pointer(zone, onA, '9.255.255.255'), 'forward');
     assert.equal(ask(zone, onA, '0.0.10.in-addr.arpa', TYPE.PTR).kind, 'forward');
     assert.equal(ask(zone, onA, '8.0.0.10.in-addr.arpa', TYPE.A).kind, 'nodata');
+  });
+
+  it('do without the network when both are too long for a name, and without what is too long', () => {
+    const long = `${'x'.repeat(63)}.`.repeat(3) + 'y'.repeat(58);
+    const names = [name('a', '10.0.0.8', [long])];
+    assert.equal(pointer(zoneOf({ ...records, names }), onA, '10.0.0.8'), long);
+    assert.deepEqual(addresses(zoneOf({ ...records, names }), onA, long), ['10.0.0.8']);
+    const wide = zoneOf({ ...records, networks: [{ ...a, name: 'n'.repeat(64) }, b] });
+    assert.equal(pointer(wide, onA, '10.0.0.8'), 'db');
+    assert.match(located(wide, onA, '_80._tcp.web')[0] ?? '', /10-0-0-3\.web\.causeway\.internal$/);
   });
 
   it('do without the network as long as it has no name', () => {
