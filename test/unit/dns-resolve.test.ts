@@ -420,6 +420,11 @@ describe('DNS: SRV', () => {
     assert.equal(located(named, onA, '_HTTP._tcp.Web').length, 3);
     assert.match(located(named, onA, '_http._tcp.web')[0] ?? '', /^0 1 80 /);
     assert.equal(located(named, onA, '_http._udp.web'), 'nxdomain');
+    const port = { protocol: 'udp', port: 5353, targetPort: 53, name: 'dns' } as const;
+    const services = [service({ name: 'web', ports: [port], tasks: [task('a', '10.0.0.3')] })];
+    const udp = zoneOf({ ...records, services });
+    assert.match(located(udp, onA, '_dns._udp.web')[0] ?? '', /^0 1 53 /);
+    assert.equal(located(udp, onA, '_dns._tcp.web'), 'nxdomain');
     assert.equal(located(named, onA, '_https._tcp.web'), 'nxdomain');
   });
 
