@@ -2,7 +2,15 @@
 // Must not know records, packets or sockets.
 import { toNumber } from './address.ts';
 import { TYPE } from './types.ts';
-import { contains, suffix, type Owner, type ServiceOnNetwork, type Zone, type ZoneNetwork } from './zone.ts';
+import {
+  contains,
+  suffix,
+  type Owner,
+  type ServiceOnNetwork,
+  type Zone,
+  type ZoneNetwork,
+  servingOf,
+} from './zone.ts';
 
 /** Who asks: a container sees the networks it is on, the host sees all of them. */
 export type Asker = { kind: 'container'; networks: ReadonlySet<string> /* ids */ } | { kind: 'host' };
@@ -214,8 +222,8 @@ function located(
   const records: Extract<Answer, { type: typeof TYPE.SRV }>[] = [];
   const additional: Additional[] = [];
   for (const { service, number } of ports)
-    for (const { state, target, address } of service.members) {
-      if (state !== 'live' || target === undefined) continue;
+    for (const { target, address } of servingOf(service.members)) {
+      if (target === undefined) continue;
       records.push({ type: TYPE.SRV, ttl: movingTtl, priority: 0, weight: 1, port: number, target });
       additional.push({ type: TYPE.A, ttl: movingTtl, name: target, address });
     }

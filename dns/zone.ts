@@ -268,11 +268,11 @@ class NetworkBuilder implements ZoneNetwork {
     const addresses = new Set(liveOf(members));
     let stable = kind === 'service';
     for (const { vip, members: tasks } of services) {
-      const live = liveOf(tasks);
+      const serving = servingOf(tasks);
       if (kind === 'tasks' || vip === undefined) {
-        for (const address of live) addresses.add(address);
+        for (const { address } of serving) addresses.add(address);
         stable = false;
-      } else if (live.length > 0) addresses.add(vip);
+      } else if (serving.length > 0) addresses.add(vip);
     }
     return { kind, network: this, services, members, addresses: [...addresses], stable };
   }
@@ -300,6 +300,15 @@ function namesOf(names: readonly string[]): string[] {
 /** @param names made of what can be asked for, but perhaps too long */
 function firstShort(names: readonly string[]): string | undefined {
   return names.find((name) => name.length <= maxTextLength);
+}
+
+/**
+ * The tasks of one service to send somebody to. When all that could serve seem lost, it may be this node that is: then they
+ * are, as for the balancer (lb/plan.ts).
+ */
+export function servingOf(tasks: readonly Member[]): readonly Member[] {
+  const live = tasks.filter(({ state }) => state === 'live');
+  return live.length > 0 ? live : tasks.filter(({ state }) => state === 'lost');
 }
 
 export function liveOf(members: readonly Member[]): string[] {

@@ -144,6 +144,12 @@ describe('DNS: names of services', () => {
       assert.equal(addresses(empty, onA, asked), 'nodata', asked);
   });
 
+  it('goes on to name the tasks of a service when all of them seem lost, as the balancer does', () => {
+    const alone = zoneOf(records, 'n1', 'n2', 'n3');
+    assert.deepEqual(addresses(alone, onA, 'tasks.web'), ['10.0.0.3', '10.0.0.4', '10.0.0.5']);
+    assert.deepEqual(addresses(alone, onA, 'web'), addresses(zoneOf(records), onA, 'web'));
+  });
+
   it('leaves out tasks that drain, have no sandbox or endpoint, are lost or unhealthy', () => {
     const only = ['10.0.0.3', '10.0.0.4', '10.0.0.5'];
     const without = (change: Partial<ZoneRecords>, ...hidden: string[]): string[] | string =>
