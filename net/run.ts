@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { execa } from 'execa';
 
-/** The kernel tools the plugin uses, by the path they have in Debian and so in the plugin's root file system. */
+/** The programs the plugin uses, by the path they have in Debian and so in the plugin's root file system. */
 const paths = {
   ip: '/usr/sbin/ip',
   bridge: '/usr/sbin/bridge',
@@ -15,7 +15,11 @@ const paths = {
   conntrack: '/usr/sbin/conntrack',
   'iptables-nft': '/usr/sbin/iptables-nft',
   'iptables-legacy': '/usr/sbin/iptables-legacy',
+  cat: '/usr/bin/cat',
+  tee: '/usr/bin/tee',
 } as const;
+
+const nsenter = '/usr/bin/nsenter';
 
 export type Tool = keyof typeof paths;
 
@@ -43,6 +47,8 @@ export interface RunOptions {
   input?: string;
   /** The tool opens its input anew, by name, as it cannot a socket's: it gets a file in the place of the argument `-`. */
   opensInput?: boolean;
+  /** Path of the network namespace to run in, in place of the host's. Takes CAP_SYS_ADMIN. */
+  sandbox?: string;
   /** Success writes nothing to standard error: whatever is there is a failure, whatever the exit code says. */
   silent?: boolean;
 }
@@ -66,10 +72,11 @@ const timeoutMilliseconds = 20_000;
  */
 export function createRunner({ onCommand, root = '', prefix = [] }: RunnerOptions = {}): Runner {
   const libraries = root === '' ? {} : libraryEnvironment(root);
-  return async (tool, args, { input, opensInput = false, silent = false } = {}) => {
+  return async (tool, args, { input, opensInput = false, sandbox, silent = false } = {}) => {
     await using scratch = opensInput ? await writeScratch(input ?? '') : undefined;
     const words = args.map((arg) => (scratch && arg === '-' ? scratch.path : arg));
-    const [file, ...rest] = [...prefix, root + paths[tool], ...words] as [string, ...string[]];
+    const entering = sandbox === undefined ? [] : [root + nsenter, `--net=${sandbox}`, '--'];
+    const [file, ...rest] = [...prefix, ...entering, root + paths[tool], ...words] as [string, ...string[]];
     const started = performance.now();
     const result = await execa(file, rest, {
       ...(input === undefined || scratch ? { stdin: 'ignore' as const } : { input }),
@@ -79,7 +86,7 @@ export function createRunner({ onCommand, root = '', prefix = [] }: RunnerOption
       stripFinalNewline: false,
       maxBuffer: 256 * 1024 * 1024,
     });
-    const command = [tool, ...args].join(' ');
+    const command = [...entering, tool, ...args].join(' ');
     onCommand?.(command, performance.now() - started, input);
     if (result.failed || (silent && result.stderr !== '')) {
       const why = result.timedOut ? `no answer within ${timeoutMilliseconds / 1000} s` : result.stderr;
