@@ -31,20 +31,23 @@ const Network = z.object({
 export type Network = z.infer<typeof Network>;
 
 const Port = z.object({
+  Name: z.string().optional(),
   Protocol: z.enum(['tcp', 'udp', 'sctp']).default('tcp'),
   TargetPort: z.number(),
   PublishedPort: z.number().optional(),
   PublishMode: z.string().default('ingress'),
 });
 
+const Attachment = z.object({ Target: z.string(), Aliases: z.array(z.string()).nullish() });
+
 const Service = z.object({
   ID: z.string(),
   Spec: z.object({
     Name: z.string(),
     TaskTemplate: z.object({
-      Networks: z.array(z.object({ Target: z.string() })).nullish(),
+      Networks: z.array(Attachment).nullish(),
     }),
-    Networks: z.array(z.object({ Target: z.string() })).nullish(),
+    Networks: z.array(Attachment).nullish(),
   }),
   Endpoint: z
     .object({
@@ -75,7 +78,39 @@ const Node = z.object({
 /** A node of the Swarm, as its managers list it. */
 export type Node = z.infer<typeof Node>;
 
-const Event = z.object({ Type: z.string(), Action: z.string() });
+const Container = z.object({ Id: z.string() });
+
+const ContainerDetails = z.object({
+  Id: z.string(),
+  Name: z.string(),
+  Config: z.object({ Hostname: z.string() }),
+  State: z.object({
+    Running: z.boolean(),
+    Health: z.object({ Status: z.string() }).nullish(),
+  }),
+  NetworkSettings: z.object({
+    /** By name. */
+    Networks: z.record(
+      z.string(),
+      z.object({ NetworkID: z.string(), EndpointID: z.string(), Aliases: z.array(z.string()).nullish() }),
+    ),
+  }),
+});
+/** A container, as far as its names go. */
+export type ContainerDetails = z.infer<typeof ContainerDetails>;
+
+const Event = z.object({
+  Type: z.string(),
+  Action: z.string(),
+  Actor: z
+    .object({
+      /** Of the container, the network, … */
+      ID: z.string(),
+      /** Of a network's event: `container` is the one it is about. */
+      Attributes: z.record(z.string(), z.string()).nullish(),
+    })
+    .nullish(),
+});
 export type Event = z.infer<typeof Event>;
 
 /** The Docker Engine did not answer, or answered with an error. */
@@ -100,6 +135,10 @@ export interface Docker {
   services(signal: AbortSignal): Promise<Service[]>;
   /** Tasks that shall run, whatever state they are in now. */
   tasks(signal: AbortSignal): Promise<Task[]>;
+  /** Ids of the running containers of this engine. */
+  containers(signal: AbortSignal): Promise<string[]>;
+  /** @returns undefined when there is no such container (any more) */
+  container(id: string, signal: AbortSignal): Promise<ContainerDetails | undefined>;
   /** Events from now on; ends or throws when the connection does. */
   events(types: readonly string[], signal: AbortSignal): AsyncIterable<Event>;
   close(): void;
@@ -150,6 +189,16 @@ export function connectDocker(socketPath: string): Docker {
     nodes: (signal) => get('/nodes', z.array(Node), signal),
     services: (signal) => get('/services', z.array(Service), signal),
     tasks: (signal) => get(`/tasks${query({ 'desired-state': ['running'] })}`, z.array(Task), signal),
+    containers: async (signal) =>
+      (await get('/containers/json', z.array(Container), signal)).map(({ Id }) => Id),
+    async container(id, signal) {
+      try {
+        return await get(`/containers/${id}/json`, ContainerDetails, signal);
+      } catch (error) {
+        if (error instanceof DockerError && error.status === 404) return undefined;
+        throw error;
+      }
+    },
     async *events(types, signal) {
       const response = await open(`/events${query({ type: types })}`, signal, 0);
       let rest = '';

@@ -7,6 +7,7 @@ import { batches } from '../store/batches.ts';
 import type { Op, Store } from '../store/store.ts';
 import type { Records } from '../store/records.ts';
 import { DockerError, type Docker, type Network, type Node, type Service, type Task } from './docker.ts';
+import { Hints } from './hints.ts';
 import { renderServices } from './services.ts';
 
 /** The part of pino that is used here. */
@@ -85,33 +86,6 @@ export async function runPublisher(options: PublisherOptions, signal: AbortSigna
     if (hinted) step = 0;
   }
   await listening;
-}
-
-/** Remembers one hint until it is waited for. */
-class Hints {
-  #given = false;
-  #wake: (() => void) | undefined;
-
-  give(): void {
-    this.#given = true;
-    this.#wake?.();
-  }
-
-  /** @returns whether there was a hint before the time was over */
-  async wait(milliseconds: number, signal: AbortSignal): Promise<boolean> {
-    if (!this.#given) {
-      const timer = new AbortController();
-      const woken = new Promise<void>((resolve) => (this.#wake = resolve));
-      const timeout = sleep(milliseconds, undefined, {
-        signal: AbortSignal.any([signal, timer.signal]),
-      }).catch(() => undefined);
-      await Promise.race([woken, timeout]);
-      timer.abort();
-    }
-    const given = this.#given;
-    this.#given = false;
-    return given;
-  }
 }
 
 async function listen({ docker, log }: PublisherOptions, hints: Hints, signal: AbortSignal): Promise<void> {

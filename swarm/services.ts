@@ -26,23 +26,34 @@ export function renderServices(
 }
 
 function renderService({ ID, Spec, Endpoint }: Service, tasks: readonly Task[], known: Known): ServiceRecord {
-  const attached = [...(Spec.TaskTemplate.Networks ?? []), ...(Spec.Networks ?? [])].map(
-    ({ Target }) => Target,
-  );
+  const attachments = [...(Spec.TaskTemplate.Networks ?? []), ...(Spec.Networks ?? [])];
   const vips = (Endpoint?.VirtualIPs ?? []).filter(
     ({ NetworkID, Addr }) => known.networks.has(NetworkID) && Addr !== '',
   );
   // Swarm names a VIP's network by id; a spec may name it otherwise when it was written by hand.
   const networks = new Set(
-    [...attached, ...vips.map(({ NetworkID }) => NetworkID)].filter((id) => known.networks.has(id)),
+    [...attachments.map(({ Target }) => Target), ...vips.map(({ NetworkID }) => NetworkID)].filter((id) =>
+      known.networks.has(id),
+    ),
   );
   const running = tasks
     .filter(({ Status }) => Status.State === 'running')
     .map((task) => renderTask(task, known));
-  const ports = (Endpoint?.Ports ?? []).flatMap(({ Protocol, PublishedPort, TargetPort, PublishMode }) =>
-    PublishMode === 'ingress' && PublishedPort !== undefined && PublishedPort > 0
-      ? [{ protocol: Protocol, port: PublishedPort, targetPort: TargetPort }]
-      : [],
+  const ports = (Endpoint?.Ports ?? []).flatMap(
+    ({ Protocol, PublishedPort, TargetPort, PublishMode, Name }) =>
+      PublishMode === 'ingress' && PublishedPort !== undefined && PublishedPort > 0
+        ? [
+            {
+              protocol: Protocol,
+              port: PublishedPort,
+              targetPort: TargetPort,
+              ...(Name ? { name: Name } : {}),
+            },
+          ]
+        : [],
+  );
+  const aliases = attachments.flatMap(({ Target, Aliases }) =>
+    networks.has(Target) && Aliases && Aliases.length > 0 ? [[Target, Aliases] as const] : [],
   );
   return {
     v: 1,
@@ -50,6 +61,7 @@ function renderService({ ID, Spec, Endpoint }: Service, tasks: readonly Task[], 
     name: Spec.Name,
     vips: Object.fromEntries(vips.map(({ NetworkID, Addr }) => [NetworkID, bare(Addr)])),
     networks: [...networks].sort(),
+    ...(aliases.length > 0 ? { aliases: Object.fromEntries(aliases) } : {}),
     ports,
     tasks: [...running, ...draining(ID, running, known)].sort((a, b) => (a.id < b.id ? -1 : 1)),
   };
