@@ -74,6 +74,8 @@ const Environment = z.object({
   CAUSEWAY_FABRIC_PORT: integer(1, 65535).default(4790),
   CAUSEWAY_FABRIC_VNI: integer(1, 0xffffff).default(4790),
   CAUSEWAY_NODE_ADDR: z.union([z.literal(''), z.ipv4()], 'takes an IPv4 address of this node').default(''),
+  CAUSEWAY_DNS: z.enum(['on', 'off'], 'takes on or off').default('on'),
+  CAUSEWAY_DNS_PORT: integer(1, 65535).default(4795),
   CAUSEWAY_DEFAULT_POOL: z.cidrv4('takes an IPv4 subnet such as 10.64.0.0/12').default('10.64.0.0/12'),
   CAUSEWAY_DEFAULT_POOL_SIZE: integer(8, 29).default(20),
   // Not for users: where config.json mounts a host's directories in the plugin, and Docker expects the socket.

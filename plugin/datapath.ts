@@ -15,6 +15,7 @@ import {
   type ObservedNeighbours,
 } from '../net/neighbours.ts';
 import { ensurePassage } from '../net/passage.ts';
+import { redirectElements, redirectLayout } from '../net/redirect.ts';
 import { netElements, netLayout } from '../net/rules.ts';
 import { observeRoutes, planRoutes, runIpBatch, type Route } from '../net/routes.ts';
 import { CommandError, type Runner } from '../net/run.ts';
@@ -35,6 +36,8 @@ export interface DatapathOptions {
   fabric: FabricSettings;
   /** By which address this node speaks to others; '' to choose by the default route. Asked again at each look. */
   nodeAddress: () => string;
+  /** Port of the name server, when sandboxes are led to it. */
+  namePort?: number;
 }
 
 /** What the kernel holds, as it was last read or written. */
@@ -66,12 +69,18 @@ export class Datapath {
       neighbours: Wanted['neighbours'],
       port: number,
       address: string,
-    ) => netElements(networks, endpoints, { port, address, neighbours }),
+    ) => {
+      const elements = netElements(networks, endpoints, { port, address, neighbours });
+      const { namePort } = this.#options;
+      return namePort === undefined ? elements : new Map([...elements, ...redirectElements(namePort)]);
+    },
   );
-  readonly #layout = remember(joinLayouts);
+  readonly #layout: NftLayout;
 
   constructor(options: DatapathOptions) {
     this.#options = options;
+    const { engine, namePort } = options;
+    this.#layout = joinLayouts(netLayout, engine.layout, ...(namePort === undefined ? [] : [redirectLayout]));
   }
 
   get engine(): Engine['name'] {
@@ -185,7 +194,7 @@ export class Datapath {
     const { port } = this.#options.fabric;
     const { address = '' } = this.#underlay ?? {};
     return {
-      layout: this.#layout(this.#options.engine),
+      layout: this.#layout,
       content: { ...content, elements: this.#netElements(networks, endpoints, neighbours, port, address) },
     };
   }
@@ -267,9 +276,9 @@ function notPermitted(cause: CommandError): RequestError {
   );
 }
 
-function joinLayouts({ layout }: Engine): NftLayout {
+function joinLayouts(...layouts: readonly NftLayout[]): NftLayout {
   return {
-    sets: { ...netLayout.sets, ...layout.sets },
-    chains: { ...netLayout.chains, ...layout.chains },
+    sets: Object.assign({}, ...layouts.map(({ sets }) => sets)) as NftLayout['sets'],
+    chains: Object.assign({}, ...layouts.map(({ chains }) => chains)) as NftLayout['chains'],
   };
 }

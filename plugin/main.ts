@@ -5,7 +5,8 @@ import { join } from 'node:path';
 import { Ipam } from '../ipam/ipam.ts';
 import { selectEngine } from '../lb/select.ts';
 import { observeInUse } from '../net/host.ts';
-import { createRunner } from '../net/run.ts';
+import { canRedirect } from '../net/redirect.ts';
+import { createRunner, type Runner } from '../net/run.ts';
 import { fileSysctl } from '../net/sysctl.ts';
 import packageJson from '../package.json' with { type: 'json' };
 import { openRecords } from '../store/records.ts';
@@ -13,7 +14,7 @@ import { connectDocker } from '../swarm/docker.ts';
 import { runPublisher } from '../swarm/publisher.ts';
 import { adminAddress, createAdminServer } from './admin.ts';
 import { Collector } from './collector.ts';
-import { parseConfig } from './config.ts';
+import { parseConfig, type Config } from './config.ts';
 import { Datapath } from './datapath.ts';
 import { IpamDriver } from './ipam-driver.ts';
 import { close, listen } from './listen.ts';
@@ -21,6 +22,8 @@ import { Leadership } from './leadership.ts';
 import { createLog } from './log.ts';
 import { Liveness } from './liveness.ts';
 import { Membership } from './membership.ts';
+import { NameServer, type NameServerOptions } from './name-server.ts';
+import { Naming } from './naming.ts';
 import { NetworkDriver } from './network-driver.ts';
 import { readNodeId } from './node-id.ts';
 import { openStore } from './open-store.ts';
@@ -48,12 +51,18 @@ async function main(): Promise<void> {
   const { engine, why } = await selectEngine(run, config.CAUSEWAY_LB);
   const docker = connectDocker(join(config.CAUSEWAY_HOST_RUN, 'docker.sock'));
   const fabric = { port: config.CAUSEWAY_FABRIC_PORT, vni: config.CAUSEWAY_FABRIC_VNI };
+  const names =
+    config.CAUSEWAY_DNS === 'on'
+      ? await openNames({ config, records, run, node, hidden: () => hidden(), log })
+      : undefined;
+  const namePort = names && config.CAUSEWAY_DNS_PORT;
   const datapath: Datapath = new Datapath({
     run,
     sysctl,
     engine,
     fabric,
     nodeAddress: () => membership.address,
+    ...(namePort !== undefined && { namePort }),
   });
   const membership = new Membership({
     store,
@@ -82,7 +91,10 @@ async function main(): Promise<void> {
           log.error({ error, node: from }, 'what another node offers cannot be used');
         }
       },
-      onChange: () => void reconciler.pass().catch(() => undefined),
+      onChange: () => {
+        names?.refresh();
+        void reconciler.pass().catch(() => undefined);
+      },
     });
   const hidden = (): ReadonlySet<string> => liveness?.hidden ?? new Set();
   const reconciler: Reconciler = new Reconciler({ records, datapath, node, log, hidden });
@@ -127,6 +139,17 @@ async function main(): Promise<void> {
     now: Date.now,
     grace: collectGrace,
   });
+  const naming = new Naming({
+    docker,
+    store,
+    records,
+    run,
+    node,
+    log,
+    hostRun: config.CAUSEWAY_HOST_RUN,
+    sysctls: config.CAUSEWAY_HOST_SYSCTL,
+    ...(namePort !== undefined && { port: namePort }),
+  });
   const settleHere = async (): Promise<void> => {
     await collector.unjoin().catch((error: unknown) => log.debug({ error }, 'what is here is not known yet'));
     await reconciler.pass().catch(() => undefined);
@@ -134,6 +157,8 @@ async function main(): Promise<void> {
   await Promise.all([
     reconciler.run(stop.signal),
     membership.run(stop.signal),
+    names?.run(stop.signal),
+    naming.run(stop.signal),
     // To be heard means to be sent traffic: not before it is clear what is still here.
     settleHere().then(() => liveness?.run(stop.signal)),
     runPublisher(
@@ -156,6 +181,35 @@ async function main(): Promise<void> {
   await Promise.all([close(server), close(admin)]);
   await store.close();
   log.info({}, 'Causeway has stopped; networks go on as they are');
+}
+
+interface NamesOptions extends Pick<NameServerOptions, 'records' | 'node' | 'hidden' | 'log'> {
+  config: Config;
+  run: Runner;
+}
+
+/** @returns the name server, listening; undefined where Docker's resolver is left to itself, and the log says why */
+async function openNames({ config, run, log, ...rest }: NamesOptions): Promise<NameServer | undefined> {
+  const port = config.CAUSEWAY_DNS_PORT;
+  if (!(await canRedirect(run))) {
+    log.warn(
+      {},
+      'this kernel has no socket expression for nft: names are answered by Docker’s resolver alone',
+    );
+    return undefined;
+  }
+  const names = new NameServer({ ...rest, port, log });
+  try {
+    await names.listen();
+    return names;
+  } catch (error) {
+    log.error(
+      { error },
+      `port ${port} cannot be had for the name server: free it, or set another with docker plugin set PLUGIN ` +
+        'CAUSEWAY_DNS_PORT=…; names are answered by Docker’s resolver alone',
+    );
+    return undefined;
+  }
 }
 
 for (const signal of ['SIGTERM', 'SIGINT'] as const) process.once(signal, () => stop.abort());

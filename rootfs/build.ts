@@ -21,7 +21,17 @@ const lockFile = join(root, 'build', 'cache', 'plugin.lock');
 const sizeLimit = 180e6;
 
 /** The packages that hold the programs below; netbase names protocols for nft. */
-const packages = ['conntrack', 'iproute2', 'iptables', 'ipvsadm', 'libstdc++6', 'netbase', 'nftables'];
+const packages = [
+  'conntrack',
+  'coreutils',
+  'iproute2',
+  'iptables',
+  'ipvsadm',
+  'libstdc++6',
+  'netbase',
+  'nftables',
+  'util-linux',
+];
 
 /** Only maintainer scripts and programs that are not taken over need these. */
 const unneeded = /^(debconf|perl-base|dpkg|tar|libdb5\.3|libpam.*|libcap2-bin)$/;
@@ -36,6 +46,10 @@ const programs = [
   '/usr/sbin/nft',
   '/usr/sbin/ipvsadm',
   '/usr/sbin/conntrack',
+  // For the sandboxes: enter, read the sockets there, write a setting.
+  '/usr/bin/nsenter',
+  '/usr/bin/cat',
+  '/usr/bin/tee',
   // Docker's own rules may be in either world; the passage through its FORWARD policy goes where they are.
   '/usr/sbin/xtables-nft-multi',
   '/usr/sbin/xtables-legacy-multi',
