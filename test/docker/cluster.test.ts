@@ -8,13 +8,15 @@ import { Lab } from '../lab/lab.ts';
 import type { LabNode } from '../lab/node.ts';
 import { until } from '../lab/processes.ts';
 import { slowness } from '../slowness.ts';
-import { ask, askFrom, clients, errors, tasks, within, type Answer } from './questions.ts';
+import { ask, askFrom, clients, errors, lookUp, tasks, within, type Answer } from './questions.ts';
 
 interface Status {
   nodes: { name: string; hidden: boolean }[];
   kernel: { settled: boolean };
   store: { connected: boolean; pending: number };
 }
+
+const arpa = (address: string): string => `${address.split('.').reverse().join('.')}.in-addr.arpa`;
 
 const patience = { timeoutMs: 180_000 * slowness, everyMs: 300 };
 
@@ -92,7 +94,7 @@ describe('a three-node Swarm in real Docker Engines', function () {
     await createService(
       'web',
       '--network',
-      'front',
+      'name=front,alias=www',
       '--replicas',
       '6',
       ...published,
@@ -173,6 +175,55 @@ describe('a three-node Swarm in real Docker Engines', function () {
       const list = await askFrom(node, container, ['http', 'http://web/', '--count', '12']);
       assert.deepEqual([tasks(list).length, errors(list)], [6, []], node.name);
       await node.docker(['rm', '--force', container]);
+    }
+  });
+
+  it('answers every name of a network on each node, and of no other network', async () => {
+    const inspect = '{{(index .Endpoint.VirtualIPs 0).Addr}}';
+    const [vip = ''] = (await docker('service', 'inspect', '--format', inspect, 'web')).split('/');
+    const [asker] = await running(first, 'asker');
+    const format = '{{.Name}} {{.Config.Hostname}} {{.NetworkSettings.Networks.front.IPAddress}}';
+    const { stdout } = await first.docker(['inspect', '--format', format, asker ?? '']);
+    const [name = '', host = '', address = ''] = stdout.replace(/^\//, '').split(' ');
+    const questions = [
+      ...['web A', 'WEB.front A', 'web.front.causeway.internal A', 'web.causeway.internal A'],
+      ...[`${name} A`, `${host} A`, `${asker?.slice(0, 12) ?? ''}.front A`, 'www A', `${vip} PTR`],
+      ...['web AAAA', 'nobody.causeway.internal A', 'tasks.web A', '_80._tcp.web SRV'],
+    ].map((question) => question.replace(/^([\d.]+) PTR$/, (_, ip: string) => `${arpa(ip)} PTR`));
+    for (const node of lab.nodes) {
+      const [container] = await running(node, 'asker');
+      const looked = await until(
+        `all names are known on ${node.name}`,
+        async () => {
+          const answers = await lookUp(node, container, questions);
+          return Array.isArray(answers[4]) && answers;
+        },
+        { ...patience, instead: () => lookUp(node, container, questions) },
+      );
+      const [taskAddresses, services] = looked.splice(-2);
+      assert.deepEqual(
+        looked,
+        [
+          [vip],
+          [vip],
+          [vip],
+          [vip],
+          [address],
+          [address],
+          [address],
+          [vip],
+          ['web.front'],
+          'ENODATA',
+          'ENOTFOUND',
+        ],
+        node.name,
+      );
+      assert.deepEqual([taskAddresses?.length, services?.length], [6, 6]);
+      for (const stranger of await running(node, 'stranger'))
+        assert.deepEqual(await lookUp(node, stranger, ['web.causeway.internal A', `${arpa(vip)} PTR`]), [
+          'ENOTFOUND',
+          'ENOTFOUND',
+        ]);
     }
   });
 

@@ -120,7 +120,7 @@ describe('docker plugin install and upgrade, from a registry', function () {
       ' - network: [host]',
       ' - mount: [/run]',
       ' - mount: [/proc/sys/net]',
-      ' - capabilities: [CAP_NET_ADMIN]',
+      ' - capabilities: [CAP_NET_ADMIN CAP_SYS_ADMIN]',
     ]);
     assert((await readFile(readme, 'utf8')).includes(privileges.map((line) => `    ${line}`).join('\n')));
     assert.equal(await docker('plugin', 'ls', '--quiet'), '');

@@ -59,3 +59,33 @@ export const tasks = (list: Answer[]): string[] =>
 export const clients = (list: Answer[]): string[] =>
   [...new Set(list.flatMap(({ client }) => client ?? []))].sort();
 export const errors = (list: Answer[]): string[] => list.flatMap(({ error }) => error ?? []);
+
+/** A name looked up in a container: the records, or the code of the failure. */
+export type Looked = unknown[] | string;
+
+/**
+ * Looks names up in a container, by the name server of its /etc/resolv.conf and without its search list.
+ * @param questions each a name and a type, as `tasks.web A`
+ * @returns an outcome for each question: addresses sorted, TXT records joined, or `ENOTFOUND`, `ENODATA`, …
+ */
+export async function lookUp(
+  node: LabNode,
+  container: string | undefined,
+  questions: readonly string[],
+): Promise<Looked[]> {
+  const { stdout } = await node.docker(['exec', container ?? '', 'node', '-e', lookUpProgram, ...questions]);
+  return JSON.parse(stdout) as Looked[];
+}
+
+const lookUpProgram = `
+const { Resolver } = require('node:dns').promises;
+const resolver = new Resolver({ timeout: 2000, tries: 2 });
+const one = async (question) => {
+  const [name, type] = question.split(' ');
+  try {
+    const list = await resolver.resolve(name, type);
+    return list.map((item) => (type === 'TXT' ? item.join(' ') : item)).sort();
+  } catch (error) { return error.code; }
+};
+Promise.all(process.argv.slice(1).map(one)).then((all) => console.log(JSON.stringify(all)));
+`;

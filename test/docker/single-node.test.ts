@@ -11,7 +11,7 @@ import { enablePlugin, readDockersPrograms, reviveWhereSlow } from '../lab/slow.
 import { signal, until } from '../lab/processes.ts';
 import type { LabNode } from '../lab/node.ts';
 import { slowness } from '../slowness.ts';
-import { ask, askFrom, clients, errors, tasks, within, type Answer } from './questions.ts';
+import { ask, askFrom, clients, errors, lookUp, tasks, within, type Answer } from './questions.ts';
 
 const plugin = 'causeway/net:latest';
 const engine = process.env['CAUSEWAY_TEST_LB'] ?? 'nft';
@@ -199,6 +199,26 @@ describe(`a one-node Swarm in a real Docker Engine, engine ${engine}`, function 
     await serving('web', 8080, 3);
   });
 
+  it('answers names by itself, and leaves them to Docker’s resolver when it is disabled', async () => {
+    const [asker] = await running('asker');
+    const names = ['web A', 'tasks.web A', 'web.front.causeway.internal A'];
+    const led = await until(
+      'the name server answers',
+      async () => {
+        const answers = await lookUp(node, asker, names);
+        return Array.isArray(answers[2]) && answers;
+      },
+      { timeoutMs: 60_000 * slowness, instead: () => lookUp(node, asker, names) },
+    );
+    assert.deepEqual(led[2], led[0]);
+    await docker('plugin', 'disable', '--force', plugin);
+    const [web, ...others] = await lookUp(node, asker, names);
+    assert.deepEqual(web, led[0]);
+    assert.equal(others[1], 'ENOTFOUND', 'Docker’s resolver does not know this one');
+    await enablePlugin(node, plugin);
+    await eventually('it answers again', async () => Array.isArray((await lookUp(node, asker, names))[2]));
+  });
+
   it('lets an attachable container take part', async () => {
     await docker(
       'network',
@@ -337,7 +357,11 @@ describe(`a one-node Swarm in a real Docker Engine, engine ${engine}`, function 
     ]);
     const [pid] = await node.pidsOf('causeway');
     assert.ok(pid);
+    const [asker] = await running('asker');
+    const known = await lookUp(node, asker, ['web A']);
     signal(pid, 'SIGKILL');
+    // Docker's resolver answers in its place, from the first question on.
+    for (let turn = 0; turn < 5; turn += 1) assert.deepEqual(await lookUp(node, asker, ['web A']), known);
     const [list, longLived] = await Promise.all([asking, kept]);
     assert.deepEqual(errors(list), []);
     assert.deepEqual(errors(longLived), []);

@@ -43,6 +43,7 @@ export class FakeDockerApi {
     };
     if (path === '/info') return [200, { Swarm: swarm }];
     if (path === '/networks') return [200, this.networks];
+    if (path === '/containers/json') return [200, []];
     if (!this.manager) return [503, { message: 'This node is not a swarm manager.' }];
     if (path === '/nodes') return [200, this.nodes];
     if (path === '/services') return [200, this.services];
