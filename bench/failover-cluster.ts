@@ -79,8 +79,13 @@ export class Cluster {
   }
 
   /** Polls until it is so. @throws Error after three minutes, on a plain machine */
-  until<T>(what: string, done: () => Promise<T | undefined | false>, timeoutMs = patienceMs): Promise<T> {
-    return until(what, done, { timeoutMs, everyMs: 300, signal: this.#signal });
+  until<T>(
+    what: string,
+    done: () => Promise<T | undefined | false>,
+    instead?: () => Promise<unknown>,
+  ): Promise<T> {
+    const patience = { timeoutMs: patienceMs, everyMs: 300 * slowness, signal: this.#signal };
+    return until(what, done, { ...patience, ...(instead && { instead }) });
   }
 
   async status(node: LabNode): Promise<Status> {
@@ -122,16 +127,31 @@ export class Cluster {
     const create = ['service', 'create', '--detach', '--quiet', '--no-resolve-image', '--name', name];
     const spread = ['--replicas', String(replicas), '--replicas-max-per-node', String(perNode)];
     // Without it Swarm sends connections to a task whose process has not come to listen yet.
-    const health = ['--health-cmd', 'wget -q -O - http://127.0.0.1/', '--health-interval', '3s'];
+    // Each check is a few programs: where those are slow, a dozen tasks would be busy with nothing else.
+    const often = ['--health-interval', `${3 * slowness ** 2}s`, '--health-timeout', `${10 * slowness}s`];
+    const health = ['--health-cmd', 'wget -q -O - http://127.0.0.1/', ...often];
     const rest = ['--network', network, '--publish', `${port}:80`, '--stop-grace-period', '1s', this.image];
     await this.docker(...create, ...spread, ...health, ...rest);
   }
 
   /** Resolves when a node's port answers from so many tasks, without an error. */
   async serving(node: LabNode, port: number, tasks: number): Promise<void> {
-    await this.until(`port ${port} of ${node.name} answers from ${tasks} tasks`, async () => {
-      const answers = await askFor(this.lab.client, `http://${node.address}:${port}/`, 4 * tasks);
-      return answers.failed === 0 && answers.tasks.size === tasks;
+    const what = `port ${port} of ${node.name} answers from ${tasks} tasks`;
+    const ask = (): ReturnType<typeof askFor> =>
+      askFor(this.lab.client, `http://${node.address}:${port}/`, 4 * tasks);
+    const instead = async (): Promise<unknown> => ({
+      answers: await ask(),
+      tasks: (await this.lab.first.docker(['ps', '--no-trunc'], { reject: false })).stdout,
+      services: (await this.lab.first.docker(['service', 'ls'], { reject: false })).stdout,
+      status: await this.status(node).catch(String),
     });
+    await this.until(
+      what,
+      async () => {
+        const answers = await ask();
+        return answers.failed === 0 && answers.tasks.size === tasks;
+      },
+      instead,
+    );
   }
 }
