@@ -25,6 +25,7 @@ async function startNode(engine: Engine): Promise<{ kernel: FakeKernel; datapath
     engine,
     fabric: { port: 4790, vni: 4790 },
     nodeAddress: () => '',
+    namePort: 4795,
   });
   return { kernel, datapath };
 }
