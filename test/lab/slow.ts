@@ -41,6 +41,8 @@ export async function enablePlugin(node: LabNode, name: string, signal?: AbortSi
       return;
     } catch (error) {
       signal?.throwIfAborted();
+      // An attempt that Docker gave up waiting for, or its own at a restart, may have come to its end after all.
+      if (await isEnabled(node, name)) return;
       if (attempt === enableAttempts) throw error;
       await sleep(betweenAttemptsMs, undefined, signal ? { signal } : {});
     }
@@ -54,6 +56,10 @@ export async function enablePlugin(node: LabNode, name: string, signal?: AbortSi
  */
 export async function reviveWhereSlow(node: LabNode, name: string): Promise<void> {
   if (slowness === 1) return;
+  if (!(await isEnabled(node, name))) await enablePlugin(node, name);
+}
+
+async function isEnabled(node: LabNode, name: string): Promise<boolean> {
   const { stdout } = await node.docker(['plugin', 'inspect', '--format', '{{.Enabled}}', name]);
-  if (stdout === 'false') await enablePlugin(node, name);
+  return stdout === 'true';
 }
