@@ -98,11 +98,13 @@ function reversed(name: string): string | undefined {
   return toNumber(address) === undefined ? undefined : address;
 }
 
-/** @returns undefined when the address is in no subnet that the asker sees */
+/** @returns undefined when the address is in no network's subnet */
 function pointer(zone: Zone, asker: Asker, address: string, type: number): Resolution | undefined {
   const number = toNumber(address) ?? 0;
-  for (const network of visible(zone, asker)) {
+  for (const network of zone.networks.values()) {
     if (!contains(network.range, number)) continue;
+    // Nobody else could know who is there, and who is not on the network shall not.
+    if (asker.kind === 'container' && !asker.networks.has(network.id)) return nxdomain;
     const target = network.reverse.get(address);
     if (target === undefined) return nxdomain;
     if (type !== TYPE.PTR && type !== TYPE.ANY) return nodata;
