@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { execa } from 'execa';
+import { runTool } from '../lab/plugin-process.ts';
 import { slowness } from '../slowness.ts';
 import type { Line, Settings } from './watcher-program.ts';
 import { Namespace } from './world.ts';
@@ -177,17 +178,18 @@ describe('two nodes that watch each other', function () {
 
   it('with a firewall between are unknown, which is not dead, and the log names the port', async () => {
     await one.kill();
-    await two.namespace.run('nft', `add table inet wall`);
-    await two.namespace.run('nft', 'add chain inet wall in { type filter hook input priority 0; }');
-    await two.namespace.run('nft', `add rule inet wall in tcp dport ${port} drop`);
-    await two.namespace.run('nft', `add rule inet wall in udp dport ${port} drop`);
+    const nft = (words: string): Promise<string> => runTool(two.namespace.path, 'nft', [words]);
+    await nft('add table inet wall');
+    await nft('add chain inet wall in { type filter hook input priority 0; }');
+    await nft(`add rule inet wall in tcp dport ${port} drop`);
+    await nft(`add rule inet wall in udp dport ${port} drop`);
     try {
       one.start();
       await until('a warning', () => one.warnings.length > 0);
       assert.deepEqual(one.verdicts, ['unknown']);
       assert.match(one.warnings.join(), /open UDP and TCP port 4791 between the nodes/);
     } finally {
-      await two.namespace.run('nft', 'delete table inet wall');
+      await nft('delete table inet wall');
     }
     await one.says('alive');
     assert.equal(one.warnings.length, 1, 'and says it once');

@@ -24,6 +24,15 @@ export interface PluginProcessOptions {
   without?: string[];
 }
 
+/** The kernel tools that are in the plugin's root file system, and perhaps nowhere else on this machine. */
+export type KernelTool = 'nft' | 'ipvsadm' | 'iptables-nft' | 'conntrack';
+
+/** Runs one of them in a network namespace. @returns its standard output */
+export async function runTool(netns: string, name: KernelTool, args: string[]): Promise<string> {
+  const inside = ['chroot', join(pluginDir, 'rootfs'), `/usr/sbin/${name}`, ...args];
+  return (await execa('nsenter', [`--net=${netns}`, ...inside])).stdout;
+}
+
 export class PluginProcess {
   /** Holds `run/`, the host's /run as the plugin sees it, `data/` and `plugins/`. */
   readonly directory: string;
@@ -112,16 +121,8 @@ export class PluginProcess {
   }
 
   /** Runs one of the plugin's own kernel tools in its namespaces. @returns its standard output */
-  async tool(name: 'nft' | 'ipvsadm' | 'iptables-nft' | 'conntrack', args: string[]): Promise<string> {
-    const root = join(pluginDir, 'rootfs');
-    const { stdout } = await execa('nsenter', [
-      `--net=${this.#options.netns}`,
-      'chroot',
-      root,
-      `/usr/sbin/${name}`,
-      ...args,
-    ]);
-    return stdout;
+  tool(name: KernelTool, args: string[]): Promise<string> {
+    return runTool(this.#options.netns, name, args);
   }
 
   /** @param signal SIGKILL is how a plugin crashes */
