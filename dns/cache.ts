@@ -39,8 +39,8 @@ export class AnswerCache {
     return this.#bytes;
   }
 
-  /** @returns the answer, and for how many whole seconds it has been kept */
-  get(key: string): { answer: KeptAnswer; seconds: number } | undefined {
+  /** @returns the answer, and for how many milliseconds it has been kept */
+  get(key: string): { answer: KeptAnswer; age: number } | undefined {
     const entry = this.#entries.get(key);
     if (entry === undefined) return undefined;
     const age = this.#now() - entry.since;
@@ -50,7 +50,7 @@ export class AnswerCache {
     }
     this.#entries.delete(key);
     this.#entries.set(key, entry);
-    return { answer: entry.answer, seconds: Math.floor(age / 1_000) };
+    return { answer: entry.answer, age };
   }
 
   set(key: string, answer: KeptAnswer): void {

@@ -16,6 +16,14 @@ export interface Upstream {
   addresses: readonly Server[];
 }
 
+/** An answer for one asker. */
+export interface Given {
+  /** With the query's id and spelling and without OPT record; SERVFAIL when there is none. */
+  message: Buffer;
+  /** For so many milliseconds it stays as it is: until its TTLs count down. */
+  keepMs: number;
+}
+
 export interface Clock {
   /** Monotonic, in milliseconds. */
   now: () => number;
@@ -70,18 +78,19 @@ export class Forwarder {
   /**
    * @param query a query as it came; its OPT record is not passed on, but for the bit that asks for DNSSEC
    * @param signal ends the waiting, not the asking, for which others may wait too
-   * @returns the answer with the query's id and spelling and without OPT record, SERVFAIL when there is none
    * @throws {TypeError} if this is no query, and the signal's reason
    */
-  async ask(query: Buffer, upstream: Upstream, signal?: AbortSignal): Promise<Buffer> {
+  async ask(query: Buffer, upstream: Upstream, signal?: AbortSignal): Promise<Given> {
     signal?.throwIfAborted();
     const parsed = parseQuery(query);
     if (parsed.kind !== 'query') throw new TypeError('What is to be asked of another server is no query.');
     const key = keyOf(parsed.query, upstream);
     const kept = this.#cache.get(key);
-    if (kept !== undefined) return giveAnswer(kept.answer, parsed.query, kept.seconds);
+    if (kept !== undefined) return give(kept.answer, parsed.query, kept.age);
     const answer = await unless(signal, this.#fly(key, parsed.query, upstream));
-    return answer === undefined ? failure(parsed.query) : giveAnswer(answer, parsed.query, 0);
+    return answer === undefined
+      ? { message: failure(parsed.query), keepMs: 0 }
+      : give(answer, parsed.query, 0);
   }
 
   /** Ends all waiting: what is being asked is answered with SERVFAIL. */
@@ -143,6 +152,13 @@ export class Forwarder {
       this.#tries.delete(controller);
     }
   }
+}
+
+/** @param age in milliseconds */
+function give(answer: KeptAnswer, query: Query, age: number): Given {
+  const seconds = Math.floor(age / 1_000);
+  const unchanged = Math.min(seconds + 1, answer.keep) * 1_000 - age;
+  return { message: giveAnswer(answer, query, seconds), keepMs: Math.max(0, unchanged) };
 }
 
 /** Answers differ by what is asked, of whom, and by whether signatures are wanted or left unchecked. */

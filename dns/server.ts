@@ -1,8 +1,6 @@
 // Owns the DNS server: its sockets, and for each question who asks, what is answered and who else is asked.
 // Must not make names of records (zone.ts), nor know who is behind an address: it is told.
-import { createSocket, type RemoteInfo, type Socket } from 'node:dgram';
 import { once } from 'node:events';
-import { isIPv6 } from 'node:net';
 import type { Forwarder, Upstream } from './forward.ts';
 import { withoutStale } from './foreign.ts';
 import {
@@ -14,9 +12,12 @@ import {
   type Query,
   type Transport,
 } from './message.ts';
+import { PreparedAnswers } from './prepared.ts';
 import { resolve, type Asker } from './resolve.ts';
 import { createTcpService, type TcpService } from './tcp.ts';
 import { CLASS, RCODE, TYPE } from './types.ts';
+import { UdpService } from './udp.ts';
+import { Workers } from './workers.ts';
 import type { Zone } from './zone.ts';
 
 /** The part of pino that is used here. */
@@ -36,12 +37,18 @@ export interface DnsServerOptions {
   port: number;
   /** Listens there only; on all IPv4 addresses if absent. */
   address?: string;
-  /** What is true now. Asked for with every question: has to be cheap. */
+  /** What is true now, until {@link DnsServer.forget}. Asked for with every new question: has to be cheap. */
   zone: () => Zone;
-  /** @returns undefined for somebody who is not to be answered */
+  /** @returns undefined for somebody who is not to be answered; the same until {@link DnsServer.forget} */
   identify: (address: string) => Identity | undefined;
   forwarder: Pick<Forwarder, 'ask'>;
   log: Log;
+}
+
+export interface Reply {
+  message: Buffer;
+  /** For so many milliseconds the same question from the same asker may get it again; Infinity: until the names change. */
+  keepMs: number;
 }
 
 /** The port or the address cannot be used. */
@@ -64,18 +71,29 @@ const bindAttempts = 10;
 
 export class DnsServer {
   readonly #options: DnsServerOptions;
-  #udp: Socket | undefined;
+  readonly #prepared = new PreparedAnswers();
+  readonly #workers: Workers;
+  #udp: UdpService | undefined;
   #tcp: TcpService | undefined;
   #waiting = 0;
   #warnedAt = -Infinity;
 
   constructor(options: DnsServerOptions) {
     this.#options = options;
+    this.#workers = new Workers({
+      answer: (question, from, port) => this.#receive(question, from, port),
+      onError: (error) => this.#warn(error, {}, 'A thread of the DNS server failed.'),
+    });
   }
 
   /** The port in use, once it is started. */
   get port(): number {
-    return this.#udp?.address().port ?? this.#options.port;
+    return this.#udp?.port ?? this.#options.port;
+  }
+
+  /** Threads that answer beside this one. */
+  get workers(): number {
+    return this.#workers.size;
   }
 
   /** @throws {DnsUnavailable} when the port is taken, or the address is not this node's */
@@ -96,12 +114,13 @@ export class DnsServer {
     const [udp, tcp] = [this.#udp, this.#tcp];
     this.#udp = undefined;
     this.#tcp = undefined;
-    if (udp !== undefined) {
-      const closed = once(udp, 'close');
-      udp.close();
-      await closed;
-    }
-    await tcp?.close();
+    await Promise.all([this.#workers.close(), udp?.close(), tcp?.close()]);
+  }
+
+  /** To be called whenever the zone or who is who has changed. */
+  forget(): void {
+    this.#prepared.clear();
+    this.#workers.clear();
   }
 
   /**
@@ -110,48 +129,48 @@ export class DnsServer {
    * @param from the address it came from
    * @returns undefined when there is nothing to send back; a promise only when another server has to be asked
    */
-  handle(
-    message: Buffer,
-    from: string,
-    transport: Transport,
-  ): Buffer | undefined | Promise<Buffer | undefined> {
+  handle(message: Buffer, from: string, transport: Transport): Reply | undefined | Promise<Reply> {
     const parsed = parseQuery(message);
     if (parsed.kind !== 'query') {
       this.#options.log.debug({ from, transport, bytes: message.length }, 'This is no question.');
-      return parsed.kind === 'invalid' ? parsed.response : undefined;
+      return parsed.kind === 'invalid' ? passing(parsed.response) : undefined;
     }
     const { query } = parsed;
     const limit = limitOf(query, transport);
     try {
       return this.#answer(message, query, from, limit);
     } catch (error) {
-      return this.#fail(error, query, limit);
+      return passing(this.#fail(error, query, limit));
     }
   }
 
-  #answer(message: Buffer, query: Query, from: string, limit: number): Buffer | Promise<Buffer> {
+  #answer(message: Buffer, query: Query, from: string, limit: number): Reply | Promise<Reply> {
     const { question } = query;
+    const without = (rcode: number): Reply => passing(render(query, rcode, limit));
     const identity = this.#options.identify(from);
-    if (identity === undefined) return render(query, RCODE.REFUSED, limit);
-    if (question.type === TYPE.EDNS) return render(query, RCODE.FORMERR, limit);
-    if (question.class !== CLASS.IN || isMeta(question.type)) return render(query, RCODE.REFUSED, limit);
+    if (identity === undefined) return without(RCODE.REFUSED);
+    if (question.type === TYPE.EDNS) return without(RCODE.FORMERR);
+    if (question.class !== CLASS.IN || isMeta(question.type)) return without(RCODE.REFUSED);
     const zone = this.#options.zone();
     const resolution = resolve(zone, identity.asker, question);
-    if (resolution.kind === 'refuse') return render(query, RCODE.REFUSED, limit);
-    if (resolution.kind !== 'forward') return renderResolution(query, resolution, limit);
-    if (identity.upstream === undefined) return render(query, RCODE.REFUSED, limit);
-    if (this.#waiting >= maxWaiting) return render(query, RCODE.SERVFAIL, limit);
+    if (resolution.kind === 'refuse') return without(RCODE.REFUSED);
+    if (resolution.kind !== 'forward')
+      return { message: renderResolution(query, resolution, limit), keepMs: Infinity };
+    if (identity.upstream === undefined) return without(RCODE.REFUSED);
+    if (this.#waiting >= maxWaiting) return without(RCODE.SERVFAIL);
     return this.#forward(message, query, identity.upstream, limit);
   }
 
-  async #forward(message: Buffer, query: Query, upstream: Upstream, limit: number): Promise<Buffer> {
+  async #forward(message: Buffer, query: Query, upstream: Upstream, limit: number): Promise<Reply> {
     this.#waiting += 1;
     try {
-      const answer = await this.#options.forwarder.ask(message, upstream);
-      const rest = withoutStale(query, answer, this.#options.zone().isStale);
-      return rest === undefined ? render(query, RCODE.NXDOMAIN, limit) : finishForeign(query, rest, limit);
+      const given = await this.#options.forwarder.ask(message, upstream);
+      const rest = withoutStale(query, given.message, this.#options.zone().isStale);
+      const answer =
+        rest === undefined ? render(query, RCODE.NXDOMAIN, limit) : finishForeign(query, rest, limit);
+      return { message: answer, keepMs: given.keepMs };
     } catch (error) {
-      return this.#fail(error, query, limit);
+      return passing(this.#fail(error, query, limit));
     } finally {
       this.#waiting -= 1;
     }
@@ -174,33 +193,52 @@ export class DnsServer {
   }
 
   async #listen(): Promise<void> {
-    const { address = '0.0.0.0', port } = this.#options;
-    const udp = createSocket(isIPv6(address) ? 'udp6' : 'udp4');
-    this.#udp = udp;
-    udp.on('message', (message, from) => this.#receive(udp, message, from));
-    udp.bind({ port, address });
-    await once(udp, 'listening');
+    const { address = '0.0.0.0', port: wanted } = this.#options;
     const onError = (error: Error): void => this.#warn(error, {}, 'A socket of the DNS server failed.');
-    udp.on('error', onError);
-    const tcp = createTcpService((message, from) => this.handle(message, from, 'tcp'), onError);
+    const udp = new UdpService({
+      prepared: this.#prepared,
+      onQuestion: () => this.#workers.count(),
+      onMiss: (question, from, port) => {
+        const reply = this.#receive(question, from, port);
+        if (reply instanceof Promise) void reply.then((later) => this.#keep(question, from, later));
+        else if (reply !== undefined) this.#keep(question, from, reply);
+      },
+      onError,
+    });
+    this.#udp = udp;
+    await udp.listen(wanted, address);
+    const { port } = this;
+    const tcp = createTcpService((message, from) => this.#handleTcp(message, from), onError);
     this.#tcp = tcp;
-    tcp.server.listen({ port: udp.address().port, host: address });
+    tcp.server.listen({ port, host: address });
     await once(tcp.server, 'listening');
     tcp.server.on('error', onError);
+    this.#workers.open({ port, address });
   }
 
-  #receive(udp: Socket, message: Buffer, { address, port }: RemoteInfo): void {
-    const send = (answer: Buffer | undefined): void => {
-      // Nobody can be answered at port 0, and nobody waits once this is closed.
-      if (answer === undefined || port === 0 || udp !== this.#udp) return;
-      udp.send(answer, port, address, (error) => {
-        if (error !== null) this.#options.log.debug({ err: error, address }, 'An answer could not be sent.');
-      });
+  /** Answers a question that came by UDP, wherever it came in: all sockets of the port are one to the asker. */
+  #receive(question: Buffer, from: string, port: number): Reply | undefined | Promise<Reply> {
+    const send = (reply: Reply): Reply => {
+      this.#udp?.send(reply.message, from, port);
+      return reply;
     };
-    const answer = this.handle(message, address, 'udp');
-    if (answer instanceof Promise) void answer.then(send);
-    else send(answer);
+    const reply = this.handle(question, from, 'udp');
+    if (reply === undefined) return undefined;
+    return reply instanceof Promise ? reply.then(send) : send(reply);
   }
+
+  #keep(question: Buffer, from: string, { message, keepMs }: Reply): void {
+    this.#prepared.keep(question, from, message, keepMs);
+  }
+
+  #handleTcp(message: Buffer, from: string): Buffer | undefined | Promise<Buffer> {
+    const reply = this.handle(message, from, 'tcp');
+    return reply instanceof Promise ? reply.then((later) => later.message) : reply?.message;
+  }
+}
+
+function passing(message: Buffer): Reply {
+  return { message, keepMs: 0 };
 }
 
 function isMeta(type: number): boolean {

@@ -97,6 +97,7 @@ export class NameServer {
         values(endpoints),
         new Set(networks.rows.map(({ value }) => value.gateway)),
       );
+      this.#server.forget();
     } catch (error) {
       log.warn({ error }, 'the names could not be brought up to date');
     }

@@ -37,10 +37,13 @@ const packages = [
 const unneeded = /^(debconf|perl-base|dpkg|tar|libdb5\.3|libpam.*|libcap2-bin)$/;
 
 const nodePath = '/usr/bin/node';
-const bundlePath = '/causeway/main.mjs';
+const bundleDir = '/causeway';
+const mainFile = 'main.mjs';
+/** What else is bundled: a thread's program, by the name under which the main one looks for it beside itself. */
+const threads: Record<string, string> = { 'dns-worker.mjs': join(root, 'dns', 'worker.ts') };
 
 /** Every program taken from Debian, by the absolute path it is called by: there is no shell and no PATH. */
-const programs = [
+const debianPrograms = [
   '/usr/bin/ip',
   '/usr/sbin/bridge',
   '/usr/sbin/nft',
@@ -123,8 +126,10 @@ export async function buildPlugin(o: BuildOptions = {}): Promise<Built> {
   });
   return withLock(lockFile, { timeoutMs: 300_000, signal }, async () => {
     progress(`bundling ${relative(root, entry)}`);
-    const program = await bundle(entry);
-    const inputs = await digest(program);
+    const programs = new Map<string, Uint8Array>();
+    for (const [file, source] of Object.entries({ [mainFile]: entry, ...threads }))
+      programs.set(join(bundleDir, file), await bundle(source));
+    const inputs = await digest(programs.values());
     if ((await readFile(inputsFile, 'utf8').catch(() => '')) === inputs) return measure(pluginDir);
 
     progress('assembling the root file system');
@@ -134,7 +139,7 @@ export async function buildPlugin(o: BuildOptions = {}): Promise<Built> {
     await mergedUsr(rootfs);
     for (const dir of directories) await mkdir(join(rootfs, dir), { recursive: true });
     await copyDebian(rootfs);
-    await writeFile(join(rootfs, bundlePath), program);
+    for (const [path, program] of programs) await writeFile(join(rootfs, path), program);
     await cp(join(root, 'config.json'), join(fresh, 'config.json'));
     await normalise(fresh);
 
@@ -157,8 +162,9 @@ export async function buildPlugin(o: BuildOptions = {}): Promise<Built> {
 }
 
 /** Names everything the result depends on. */
-async function digest(program: Uint8Array): Promise<string> {
-  const hash = createHash('sha256').update(program);
+async function digest(programs: Iterable<Uint8Array>): Promise<string> {
+  const hash = createHash('sha256');
+  for (const program of programs) hash.update(program);
   const files = ['config.json', 'rootfs/build.ts', 'rootfs/programs.ts', 'node_modules/node/package.json'];
   for (const file of [...files.map((f) => join(root, f)), `${debianDir}.packages`]) {
     hash.update(await readFile(file));
@@ -170,8 +176,8 @@ async function measure(dir: string): Promise<Built> {
   const rootfs = join(dir, 'rootfs');
   const total = await sizeOf(rootfs);
   const node = (await stat(join(rootfs, nodePath))).size;
-  const program = (await stat(join(rootfs, bundlePath))).size;
-  return { total, node, bundle: program, debian: total - node - program };
+  const bundled = await sizeOf(join(rootfs, bundleDir));
+  return { total, node, bundle: bundled, debian: total - node - bundled };
 }
 
 async function copyDebian(rootfs: string): Promise<void> {
@@ -179,7 +185,7 @@ async function copyDebian(rootfs: string): Promise<void> {
   await copyPrograms({
     from: debianDir,
     into: rootfs,
-    programs: [...programs, ...modules.map((name) => join(extensions, name))],
+    programs: [...debianPrograms, ...modules.map((name) => join(extensions, name))],
     data: [...data, ...(await licences())],
     foreign: { [nodePath]: join(root, 'node_modules/node/bin/node') },
     links,

@@ -152,7 +152,7 @@ const both: Upstream = { key: 'u', addresses: [one, two] };
 
 /** @returns what dns2 makes of the answer */
 async function ask(forwarder: Forwarder, bytes: Buffer, from: Upstream = upstream): Promise<Packet> {
-  const packet = Packet.parse(await forwarder.ask(bytes, from));
+  const packet = Packet.parse((await forwarder.ask(bytes, from)).message);
   assert.deepEqual(packet.errors, []);
   assert.equal(packet.header.id, bytes.readUInt16BE(0));
   return packet;

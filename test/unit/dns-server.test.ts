@@ -5,7 +5,7 @@ import { createSocket } from 'node:dgram';
 import { once } from 'node:events';
 import { connect, type AddressInfo, type Socket } from 'node:net';
 import { Packet } from 'dns2';
-import type { Upstream } from '../../dns/forward.ts';
+import type { Given, Upstream } from '../../dns/forward.ts';
 import { parseQuery } from '../../dns/message.ts';
 import { toWire } from '../../dns/name.ts';
 import { DnsServer, DnsUnavailable, type DnsServerOptions, type Identity } from '../../dns/server.ts';
@@ -85,7 +85,7 @@ function server(options: Partial<DnsServerOptions> = {}, forwarded: string[] = [
     address: '127.0.0.1',
     zone: () => built,
     identify: (address) => identities[address],
-    forwarder: { ask: (query) => Promise.resolve(foreign(query, forwarded)) },
+    forwarder: { ask: (query) => Promise.resolve({ message: foreign(query, forwarded), keepMs: 0 }) },
     log: { debug: () => undefined, warn: () => undefined },
     ...options,
   });
@@ -135,7 +135,7 @@ async function ask(
 ): Promise<Packet> {
   const answer = await dns.handle(query(name, asked), from, transport);
   assert.ok(answer !== undefined);
-  const packet = Packet.parse(answer);
+  const packet = Packet.parse(answer.message);
   assert.deepEqual(packet.errors, []);
   return packet;
 }
@@ -162,7 +162,7 @@ describe('DNS: the server', () => {
   });
 
   it('answers its own names at once, without a promise', () => {
-    assert.ok(Buffer.isBuffer(server().handle(query('web'), '10.0.0.100', 'udp')));
+    assert.ok(!(server().handle(query('web'), '10.0.0.100', 'udp') instanceof Promise));
   });
 
   it('refuses whoever it does not know, even for its own names', async () => {
@@ -234,14 +234,14 @@ describe('DNS: the server', () => {
   });
 
   it('answers SERVFAIL at once when too many wait', async () => {
-    const { promise, resolve } = Promise.withResolvers<Buffer>();
+    const { promise, resolve } = Promise.withResolvers<Given>();
     const stuck = server({ forwarder: { ask: () => promise } });
     const waiting = Array.from({ length: 4_096 }, () =>
       stuck.handle(query('example.com'), '10.0.0.100', 'udp'),
     );
     assert.equal(await rcode(stuck, 'example.com'), RCODE.SERVFAIL);
     assert.deepEqual(addresses(await ask(stuck, 'web')), ['10.0.0.2']);
-    resolve(foreign(query('example.com'), []));
+    resolve({ message: foreign(query('example.com'), []), keepMs: 0 });
     for (const answer of waiting) await answer;
     assert.equal(await rcode(stuck, 'example.com'), RCODE.NOERROR);
   });
@@ -292,8 +292,9 @@ describe('DNS: the server', () => {
       const transport = random(2) === 0 ? 'udp' : 'tcp';
       const context = `SEED=${seed}, round ${round}: ${packet.toString('hex')}`;
       try {
-        const answer = await dns.handle(packet, froms[random(froms.length)] ?? '', transport);
-        if (answer === undefined) continue;
+        const reply = await dns.handle(packet, froms[random(froms.length)] ?? '', transport);
+        if (reply === undefined) continue;
+        const answer = reply.message;
         assert.equal(answer.readUInt16BE(0), packet.readUInt16BE(0), 'the id');
         assert.notEqual(answer.readUInt16BE(2) & 0x8000, 0, 'is an answer');
         if (transport === 'udp') assert.ok(answer.length <= 1_232, 'short enough');
@@ -356,6 +357,7 @@ describe('DNS: the server’s sockets', () => {
 
   it('refuse whoever is unknown', async () => {
     known.delete('127.0.0.1');
+    dns.forget();
     assert.equal((await overUdp(dns.port, query('web'))).header.rcode, RCODE.REFUSED);
     const socket = connect(dns.port, '127.0.0.1');
     socket.end(framed(query('web')));
