@@ -1,4 +1,5 @@
-// Owns the load: new connections by wrk, throughput by iperf3; both from Debian, each run short and bounded.
+// Owns the load: new connections by wrk, throughput by iperf3, questions for names by dnsperf; all from Debian, each run
+// short and bounded.
 // Must not know what lies between client and server.
 import { join } from 'node:path';
 import { unpackDebian } from '../rootfs/debian.ts';
@@ -21,12 +22,17 @@ const graceMs = 60_000;
 /** More failures than this and the figure says nothing. */
 const tolerated = 0.001;
 
-/** Unpacks wrk and iperf3. @throws {DebianError} when they cannot be had */
+/** Unpacks the programs. @throws {DebianError} when they cannot be had */
 export async function prepareLoad(o: {
   progress?: (line: string) => void;
   signal?: AbortSignal;
 }): Promise<void> {
-  await unpackDebian({ packages: ['iperf3', 'wrk'], into: programsDir, exclude: unneeded, ...o });
+  await unpackDebian({
+    packages: ['dnsmasq-base', 'dnsperf', 'iperf3', 'wrk'],
+    into: programsDir,
+    exclude: unneeded,
+    ...o,
+  });
 }
 
 export interface RunLength {
@@ -86,8 +92,63 @@ export async function throughput(
   return end.sum_received.bits_per_second / 1e6;
 }
 
+/** How questions were answered. */
+export interface Answered {
+  /** Answers per second. */
+  perSecond: number;
+  /** Milliseconds from the question to its answer, of the slowest but for one in a hundred. Only with a limit. */
+  p99: number;
+}
+
+/**
+ * Asks for the names in a file, again and again, on 16 sockets and 100 questions at once.
+ *
+ * @param to `file`: a name and a type in each line; `perSecond`: no more than so many, by default as many as are answered
+ * @throws Error when more than one in a thousand was lost, or answered with anything but NOERROR
+ */
+export async function questions(
+  from: Pick<Host, 'exec'>,
+  to: { server: string; port: number; file: string; perSecond?: number | undefined },
+  { seconds, signal }: RunLength,
+): Promise<Answered> {
+  const { stdout } = await from.exec(
+    program(
+      'dnsperf',
+      ...['-s', to.server, '-p', String(to.port), '-d', to.file, '-l', String(seconds)],
+      ...['-c', String(connections), '-T', '1', '-q', '100', '-t', '1'],
+      // Tells the time of each answer, which takes time itself.
+      ...(to.perSecond === undefined ? [] : ['-Q', String(to.perSecond), '-v']),
+    ),
+    { timeout: seconds * 1000 + graceMs, signal },
+  );
+  const figure = (pattern: RegExp): number => Number(pattern.exec(stdout)?.[1] ?? NaN);
+  const [sent, completed] = [figure(/Queries sent:\s+(\d+)/), figure(/Queries completed:\s+(\d+)/)];
+  const good = figure(/Response codes:.*NOERROR (\d+)/);
+  if (!(sent > 0) || !(good >= sent * (1 - tolerated)))
+    throw new Error(
+      `Of ${sent} questions to ${to.server}, ${completed} were answered, ${good} of them well.`,
+    );
+  const times = Array.from(stdout.matchAll(/^> NOERROR \S+ \S+ ([\d.]+)$/gm), ([, time]) => Number(time));
+  const slowest = times.toSorted((a, b) => a - b)[Math.floor(times.length * 0.99)];
+  return { perSecond: figure(/Queries per second:\s+([\d.]+)/), p99: (slowest ?? NaN) * 1_000 };
+}
+
+/** The command for dnsmasq with no configuration but these options. */
+export function dnsmasq(...options: string[]): Command {
+  const nothing = ['--no-resolv', '--no-hosts', '--no-poll', '--bind-interfaces', '--user=root'];
+  return program(
+    'dnsmasq',
+    '--keep-in-foreground',
+    '--conf-file=/dev/null',
+    '--pid-file',
+    ...nothing,
+    ...options,
+  );
+}
+
 /** The command for one of the unpacked programs, with its own libraries wherever it is run. */
-function program(name: 'wrk' | 'iperf3', ...args: string[]): Command {
+function program(name: 'dnsmasq' | 'dnsperf' | 'iperf3' | 'wrk', ...args: string[]): Command {
   const libraries = `LD_LIBRARY_PATH=${join(programsDir, libraryDir)}`;
-  return ['env', libraries, join(programsDir, 'usr/bin', name), ...args];
+  const directory = name === 'dnsmasq' ? 'usr/sbin' : 'usr/bin';
+  return ['env', libraries, join(programsDir, directory, name), ...args];
 }

@@ -13,6 +13,7 @@ import { idleMemory, rootfsSize, startTime } from './footprint.ts';
 import { Cluster } from './failover-cluster.ts';
 import { measureFailover } from './failover.ts';
 import { prepareLoad } from './load.ts';
+import { compareResolvers } from './names.ts';
 import { comparePaths } from './paths.ts';
 import { isMet, load, parts, renderTable, save, writeDocuments, type Finding, type Part } from './report.ts';
 import { measureScale } from './scale.ts';
@@ -23,6 +24,7 @@ const usage = `usage: npm run bench -- [PART...] [--quick] [--rounds N] [--secon
   footprint   size on disk, time to the first answer, memory when idle
   nft         published port and VIP against the container's own address, engine nft, this machine's kernel
   ipvs        the same with engine ipvs, and against Docker's own mesh, on a stock Debian kernel in a virtual machine
+  names       questions for names, against Docker's own resolver and dnsmasq
   scale       what large clusters cost a node, and how soon a task is a real server on all nodes
   failover    until when connections fail once a node of three has lost its power, and when it serves again
               (without a PART: all of them)
@@ -98,6 +100,13 @@ const measure: Record<Part, (settings: Settings, progress: Progress) => Promise<
     const disk = await prepareDockerDisk({ progress, signal });
     const guest = join(import.meta.dirname, 'guest.ts');
     return inGuest([disk], [guest, disk.at, String(rounds), String(seconds)], { progress, signal });
+  },
+
+  async names(settings, progress) {
+    const findings = await inLab(settings.signal, progress, (lab) =>
+      compareResolvers({ lab, progress, ...settings }),
+    );
+    return { kernel: release(), findings };
   },
 
   failover: ({ rounds, signal }, progress) =>

@@ -6,9 +6,20 @@ import { pluginName } from '../../rootfs/create.ts';
 import { imageName, loadImage, prepareImage } from '../lab/image.ts';
 import { Lab } from '../lab/lab.ts';
 import type { LabNode } from '../lab/node.ts';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { until } from '../lab/processes.ts';
 import { slowness } from '../slowness.ts';
-import { ask, askFrom, clients, errors, lookUp, tasks, within, type Answer } from './questions.ts';
+import {
+  ask,
+  askFrom,
+  clients,
+  errors,
+  findAddresses,
+  lookUp,
+  tasks,
+  within,
+  type Answer,
+} from './questions.ts';
 
 interface Status {
   nodes: { name: string; hidden: boolean }[];
@@ -68,6 +79,28 @@ describe('a three-node Swarm in real Docker Engines', function () {
         },
         { ...patience, instead },
       );
+    }
+  }
+
+  /** Addresses on `front` of the running tasks of `web` on these nodes. */
+  async function webAddresses(nodes: readonly LabNode[]): Promise<string[]> {
+    const lists = await Promise.all(
+      nodes.map(async (node) => {
+        const list = await running(node, 'web');
+        const format = '{{.NetworkSettings.Networks.front.IPAddress}}';
+        return list.length === 0 ? '' : (await node.docker(['inspect', '--format', format, ...list])).stdout;
+      }),
+    );
+    return lists.join('\n').split('\n').filter(Boolean).sort();
+  }
+
+  /** The mesh answers as it should: a second later so do the names, on each of these nodes, neither more nor less. */
+  async function namesAgree(nodes: readonly LabNode[] = lab.nodes): Promise<void> {
+    await sleep(1_000 * slowness);
+    const expected = await webAddresses(nodes);
+    for (const node of nodes) {
+      const [asker] = await running(node, 'asker');
+      assert.deepEqual(await lookUp(node, asker, ['tasks.web A']), [expected], node.name);
     }
   }
 
@@ -221,12 +254,72 @@ describe('a three-node Swarm in real Docker Engines', function () {
         node.name,
       );
       assert.deepEqual([taskAddresses?.length, services?.length], [6, 6]);
+      const kinds = questions
+        .filter((question) => question.endsWith(' A'))
+        .map((question) => question.slice(0, -2));
+      const known = new Map([
+        [name, address],
+        [host, address],
+        [`${asker?.slice(0, 12) ?? ''}.front`, address],
+      ]);
+      for (const [at, found] of (await findAddresses(node, container, kinds)).entries()) {
+        const kind = kinds[at] ?? '';
+        const expected =
+          kind === 'tasks.web' ? taskAddresses : kind.startsWith('nobody') ? [] : [known.get(kind) ?? vip];
+        assert.deepEqual(found, { glibc: expected, musl: expected }, `${kind} on ${node.name}`);
+      }
       for (const stranger of await running(node, 'stranger'))
         assert.deepEqual(await lookUp(node, stranger, ['web.causeway.internal A', `${arpa(vip)} PTR`]), [
           'ENOTFOUND',
           'ENOTFOUND',
         ]);
     }
+  });
+
+  it('knows no task by name that is gone, and each that serves: scaled, killed, cut off and back', async () => {
+    await docker('service', 'scale', '--detach', 'web=4');
+    await serving(8080, 4);
+    await namesAgree();
+    const [victim = ''] = (await Promise.all(lab.nodes.map((node) => running(node, 'web')))).flat();
+    const home = await Promise.all(
+      lab.nodes.map(async (node) => (await running(node, 'web')).includes(victim)),
+    );
+    await lab.nodes[home.indexOf(true)]?.docker(['rm', '--force', victim]);
+    await until(
+      'the killed task is replaced',
+      async () => {
+        const lists = await Promise.all(lab.nodes.map((node) => running(node, 'web')));
+        return lists.flat().length === 4 && !lists.flat().includes(victim);
+      },
+      patience,
+    );
+    await serving(8080, 4);
+    await namesAgree();
+
+    const third = lab.node('n3');
+    const others = lab.nodes.filter((node) => node !== third);
+    await docker('service', 'scale', '--detach', 'web=6');
+    await serving(8080, 6);
+    const cutAt = performance.now();
+    await lab.cut(third);
+    await until(
+      'its tasks are hidden',
+      async () => {
+        const states = await Promise.all(others.map(status));
+        return states.every(({ nodes }) => nodes.some(({ name, hidden }) => name === third.name && hidden));
+      },
+      patience,
+    );
+    await namesAgree(others);
+    await sleep(30_000 - (performance.now() - cutAt));
+    await lab.heal(third);
+    await until(
+      'Swarm has its six tasks, and no other',
+      async () => (await webAddresses(lab.nodes)).length === 6,
+      patience,
+    );
+    await serving(8080, 6);
+    await namesAgree();
   });
 
   it('goes on without Consul: no request fails, a crashed task is replaced, and afterwards all agree', async () => {

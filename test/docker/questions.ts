@@ -89,3 +89,77 @@ const one = async (question) => {
 };
 Promise.all(process.argv.slice(1).map(one)).then((all) => console.log(JSON.stringify(all)));
 `;
+
+/** The IPv4 addresses that getaddrinfo(3) of either C library gives for a name; none when it fails. */
+export interface Found {
+  glibc: string[];
+  musl: string[];
+}
+
+/** Looks names up in a container as programs do that know nothing of DNS. @returns what was found for each */
+export async function findAddresses(
+  node: LabNode,
+  container: string | undefined,
+  names: readonly string[],
+): Promise<Found[]> {
+  const inside = async (...command: string[]): Promise<string> =>
+    (await node.docker(['exec', container ?? '', ...command])).stdout;
+  const glibc = JSON.parse(await inside('node', '-e', findProgram, ...names)) as string[][];
+  const musl = (await inside('look', ...names)).split('\n').map((line) => line.split(' ').slice(1));
+  return names.map((_, at) => ({
+    glibc: (glibc[at] ?? []).toSorted(),
+    // In place of addresses there may be the number of an error.
+    musl: (musl[at] ?? []).filter((word) => word.includes('.')).toSorted(),
+  }));
+}
+
+const findProgram = `
+const { lookup } = require('node:dns').promises;
+const one = (name) => lookup(name, { all: true, family: 4 }).then((all) => all.map((one) => one.address), () => []);
+Promise.all(process.argv.slice(1).map(one)).then((all) => console.log(JSON.stringify(all)));
+`;
+
+/** What came of looking up again and again: how often it was tried, and what did not succeed. */
+export interface Looking {
+  asked: number;
+  failed: string[];
+}
+
+/** Looks names up in a container, ten times a second and each at most twice, until it is ended. */
+export function keepLookingUp(
+  node: LabNode,
+  container: string,
+  names: readonly string[],
+): { end: () => Promise<Looking> } {
+  const running = node.docker(['exec', container, 'node', '-e', keepLookingUpProgram, ...names], {
+    timeout: 600_000 * slowness,
+  });
+  return {
+    end: async () => {
+      await node.docker(['exec', container, 'sh', '-c', '>/tmp/end']);
+      return JSON.parse((await running).stdout) as Looking;
+    },
+  };
+}
+
+const keepLookingUpProgram = `
+const { Resolver } = require('node:dns').promises;
+const failed = [];
+let asked = 0;
+const one = async (name) => {
+  asked += 1;
+  try { await new Resolver({ timeout: 1000, tries: 2 }).resolve4(name); }
+  catch (error) { failed.push(new Date().toISOString() + ' ' + name + ' ' + error.code); }
+};
+const open = new Set();
+const timer = setInterval(async () => {
+  for (const name of process.argv.slice(1)) {
+    const asking = one(name).then(() => open.delete(asking));
+    open.add(asking);
+  }
+  if (!require('node:fs').existsSync('/tmp/end')) return;
+  clearInterval(timer);
+  await Promise.all(open);
+  console.log(JSON.stringify({ asked, failed }));
+}, 100);
+`;

@@ -1,13 +1,14 @@
-// Owns the lab's container image: busybox, Node with the echo program, nginx and iperf3, all from Debian and npm.
-// Must not need a registry or a compiler; the image is a tar that `docker load` takes.
+// Owns the lab's container image: busybox, Node with the echo program, nginx and iperf3, all from Debian and npm, and a
+// program that looks names up with musl.
+// Must not need a registry or the machine's compiler; the image is a tar that `docker load` takes.
 import { createHash } from 'node:crypto';
 import { createReadStream } from 'node:fs';
 import { cp, mkdir, readFile, rm, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { execa } from 'execa';
 import { unpackDebian } from '../../rootfs/debian.ts';
 import { withLock } from '../../rootfs/lock.ts';
-import { copyPrograms, mergedUsr } from '../../rootfs/programs.ts';
+import { copyPrograms, libraryDir, mergedUsr } from '../../rootfs/programs.ts';
 import type { LabNode } from './node.ts';
 
 const root = join(import.meta.dirname, '../..');
@@ -16,6 +17,8 @@ const lockFile = join(root, 'build/cache/image.lock');
 const tar = join(root, 'build/cache/image.tar');
 const nodePackage = join(root, 'node_modules/node/package.json');
 const echoFile = join(import.meta.dirname, 'image/echo.ts');
+const lookFile = join(import.meta.dirname, 'image/look.c');
+const compilerDir = join(root, 'build/cache/musl');
 
 /** The image's name. Without a command its containers run `echo.ts serve`. */
 export const imageName = 'causeway/lab:latest';
@@ -24,6 +27,9 @@ export const imageName = 'causeway/lab:latest';
 const packages = ['busybox', 'iperf3', 'libstdc++6', 'netbase', 'nginx-light'];
 const unneeded =
   /^(debconf|perl-base|dpkg|tar|adduser|passwd|libdb5\.3|libpam.*|lsb-base|sysvinit-utils|.*perl.*)$/;
+
+/** Debian has musl, but no program that is linked with it; of all compilers tcc is the smallest. */
+const compiler = { packages: ['musl-dev', 'tcc'], closure: false };
 
 const applets = ['cat', 'ip', 'ls', 'nc', 'nslookup', 'ping', 'ps', 'sh', 'sleep', 'wget'];
 
@@ -70,8 +76,10 @@ export async function prepareImage(
   o: { progress?: (line: string) => void; signal?: AbortSignal } = {},
 ): Promise<Image> {
   await unpackDebian({ packages, into: debianDir, exclude: unneeded, ...o });
+  await unpackDebian({ ...compiler, into: compilerDir, ...o });
   return withLock(lockFile, { timeoutMs: 120_000, signal: o.signal }, async () => {
-    const inputs = await digestOf(import.meta.filename, echoFile, nodePackage, `${debianDir}.packages`);
+    const packed = [debianDir, compilerDir].map((one) => `${one}.packages`);
+    const inputs = await digestOf(import.meta.filename, echoFile, lookFile, nodePackage, ...packed);
     const [before, id] = (await readFile(`${tar}.inputs`, 'utf8').catch(() => '')).split('\n');
     if (before === inputs && id !== undefined) return { tar, id };
 
@@ -126,6 +134,23 @@ async function fillRoot(dir: string): Promise<void> {
   await writeFile(join(dir, 'srv/1k'), Buffer.alloc(1e3, 'x'));
   await writeFile(join(dir, 'srv/10m'), Buffer.alloc(10e6));
   await cp(echoFile, join(dir, 'echo.ts'));
+  await compileLook(join(dir, 'usr/bin/look'));
+}
+
+/** Makes a static program of image/look.c and musl. */
+async function compileLook(into: string): Promise<void> {
+  const musl = libraryDir.replace(/gnu$/, 'musl');
+  const library = (file: string): string => join(compilerDir, musl, file);
+  const headers = [
+    join(compilerDir, '/usr/include', basename(musl)),
+    join(compilerDir, libraryDir, 'tcc/include'),
+  ];
+  await execa(join(compilerDir, 'usr/bin/tcc'), [
+    ...['-static', '-nostdinc', '-nostdlib'],
+    ...headers.map((directory) => `-I${directory}`),
+    ...['-o', into],
+    ...[library('crt1.o'), library('crti.o'), lookFile, library('libc.a'), library('crtn.o')],
+  ]);
 }
 
 async function pack(tarFile: string, dir: string, files: string[], signal?: AbortSignal): Promise<void> {

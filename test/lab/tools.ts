@@ -11,14 +11,23 @@ const root = join(import.meta.dirname, '../..');
 /** Where the programs are unpacked. */
 export const toolsDir = join(root, 'build/tools');
 
-const packages = ['conntrack', 'docker.io', 'iproute2', 'iptables', 'nftables', 'tini'];
+const packages = [
+  'bind9-dnsutils',
+  'conntrack',
+  'docker.io',
+  'iproute2',
+  'iptables',
+  'ldnsutils',
+  'nftables',
+  'tini',
+];
 
 /**
  * What the machine has itself (the C library must match the loader in /lib64, so it is taken from there), and what
  * only maintainer scripts need.
  */
 const unneeded =
-  /^(libc6|libgcc-s1|gcc-12-base|libcrypt1|debconf|dpkg|tar|adduser|passwd|login|base-passwd|init-system-helpers|lsb-base|sysvinit-utils|usrmerge|libpam.*|libdb5\.3|lib(audit|semanage|sepol|gdbm|krb5|k5).*|.*perl.*)$/;
+  /^(libc6|libgcc-s1|gcc-12-base|libcrypt1|debconf|dpkg|tar|adduser|passwd|login|base-passwd|init-system-helpers|lsb-base|sysvinit-utils|usrmerge|libpam.*|libdb5\.3|lib(audit|semanage|sepol|gdbm).*|.*perl.*)$/;
 
 /** Programs that are one of several alternatives in Debian, and so have no name of their own until installed. */
 const alternatives = ['iptables', 'ip6tables'].flatMap((family) => [
