@@ -6,7 +6,7 @@ import { Ipam } from '../ipam/ipam.ts';
 import { selectEngine } from '../lb/select.ts';
 import { observeInUse } from '../net/host.ts';
 import { canRedirect } from '../net/redirect.ts';
-import { createRunner, type Runner } from '../net/run.ts';
+import { createRunner } from '../net/run.ts';
 import { fileSysctl } from '../net/sysctl.ts';
 import packageJson from '../package.json' with { type: 'json' };
 import { openRecords } from '../store/records.ts';
@@ -19,7 +19,7 @@ import { Datapath } from './datapath.ts';
 import { IpamDriver } from './ipam-driver.ts';
 import { close, listen } from './listen.ts';
 import { Leadership } from './leadership.ts';
-import { createLog } from './log.ts';
+import { createLog, type Log } from './log.ts';
 import { Liveness } from './liveness.ts';
 import { Membership } from './membership.ts';
 import { NameServer, type NameServerOptions } from './name-server.ts';
@@ -51,11 +51,9 @@ async function main(): Promise<void> {
   const { engine, why } = await selectEngine(run, config.CAUSEWAY_LB);
   const docker = connectDocker(join(config.CAUSEWAY_HOST_RUN, 'docker.sock'));
   const fabric = { port: config.CAUSEWAY_FABRIC_PORT, vni: config.CAUSEWAY_FABRIC_VNI };
-  const names =
-    config.CAUSEWAY_DNS === 'on'
-      ? await openNames({ config, records, run, node, hidden: () => hidden(), log })
-      : undefined;
-  const namePort = names && config.CAUSEWAY_DNS_PORT;
+  // Also when names are off: until a sandbox is led no more, its questions have to find their way back.
+  const namePort = (await canRedirect(run)) ? config.CAUSEWAY_DNS_PORT : undefined;
+  const names = openNames({ config, records, port: namePort, node, hidden: () => hidden(), log });
   const datapath: Datapath = new Datapath({
     run,
     sysctl,
@@ -139,17 +137,21 @@ async function main(): Promise<void> {
     now: Date.now,
     grace: collectGrace,
   });
-  const naming = new Naming({
-    docker,
-    store,
-    records,
-    run,
-    node,
-    log,
-    hostRun: config.CAUSEWAY_HOST_RUN,
-    sysctls: config.CAUSEWAY_HOST_SYSCTL,
-    ...(namePort !== undefined && { port: namePort }),
-  });
+  const serveNames = async (): Promise<void> => {
+    const port = names && (await startNames(names, config.CAUSEWAY_DNS_PORT, log));
+    const naming = new Naming({
+      docker,
+      store,
+      records,
+      run,
+      node,
+      log,
+      hostRun: config.CAUSEWAY_HOST_RUN,
+      sysctls: config.CAUSEWAY_HOST_SYSCTL,
+      ...(port !== undefined && { port }),
+    });
+    await Promise.all([port !== undefined && names?.run(stop.signal), naming.run(stop.signal)]);
+  };
   const settleHere = async (): Promise<void> => {
     await collector.unjoin().catch((error: unknown) => log.debug({ error }, 'what is here is not known yet'));
     await reconciler.pass().catch(() => undefined);
@@ -157,8 +159,7 @@ async function main(): Promise<void> {
   await Promise.all([
     reconciler.run(stop.signal),
     membership.run(stop.signal),
-    names?.run(stop.signal),
-    naming.run(stop.signal),
+    serveNames(),
     // To be heard means to be sent traffic: not before it is clear what is still here.
     settleHere().then(() => liveness?.run(stop.signal)),
     runPublisher(
@@ -185,23 +186,22 @@ async function main(): Promise<void> {
 
 interface NamesOptions extends Pick<NameServerOptions, 'records' | 'node' | 'hidden' | 'log'> {
   config: Config;
-  run: Runner;
+  port: number | undefined;
 }
 
-/** @returns the name server, listening; undefined where Docker's resolver is left to itself, and the log says why */
-async function openNames({ config, run, log, ...rest }: NamesOptions): Promise<NameServer | undefined> {
-  const port = config.CAUSEWAY_DNS_PORT;
-  if (!(await canRedirect(run))) {
-    log.warn(
-      {},
-      'this kernel has no socket expression for nft: names are answered by Docker’s resolver alone',
-    );
-    return undefined;
-  }
-  const names = new NameServer({ ...rest, port, log });
+/** @returns undefined where Docker's resolver is left to itself; the log says why, unless it was asked for */
+function openNames({ config, port, log, ...rest }: NamesOptions): NameServer | undefined {
+  if (config.CAUSEWAY_DNS === 'off') return undefined;
+  if (port !== undefined) return new NameServer({ ...rest, port, log });
+  log.warn({}, 'this kernel has no socket expression for nft: names are answered by Docker’s resolver alone');
+  return undefined;
+}
+
+/** @returns the port at which it listens, if it does */
+async function startNames(names: NameServer, port: number, log: Log): Promise<number | undefined> {
   try {
-    await names.listen();
-    return names;
+    await names.start(stop.signal);
+    return port;
   } catch (error) {
     log.error(
       { error },

@@ -1,5 +1,6 @@
 // Owns the name server's life in the plugin: what it answers from, who may ask, and where the rest goes.
 // Must not know names or messages: dns/ does.
+import { setTimeout as sleep } from 'node:timers/promises';
 import { Forwarder, type Upstream } from '../dns/forward.ts';
 import type { Asker } from '../dns/resolve.ts';
 import { DnsServer } from '../dns/server.ts';
@@ -19,6 +20,9 @@ export interface NameServerOptions {
 
 /** Changes that come together make one zone, after this many milliseconds, or as many as the last one took. */
 const gather = 10;
+
+/** What could not be read is read again after so many milliseconds. */
+const retryMs = 1_000;
 
 const nothing = { networks: [], services: [], endpoints: [], names: [] };
 
@@ -44,9 +48,15 @@ export class NameServer {
     });
   }
 
-  /** @throws Error when the port is taken */
-  async listen(): Promise<void> {
-    await this.#server.start();
+  /**
+   * Listens, but not before it knows what there is: as long as there is no socket, Docker's resolver is asked.
+   *
+   * @throws {DnsUnavailable} when the port is taken
+   */
+  async start(signal: AbortSignal): Promise<void> {
+    while (!signal.aborted && !(await this.#build()))
+      await sleep(retryMs, undefined, { signal }).catch(() => undefined);
+    if (!signal.aborted) await this.#server.start();
   }
 
   /** Follows the records until the signal aborts. */
@@ -74,7 +84,8 @@ export class NameServer {
     );
   }
 
-  async #build(): Promise<void> {
+  /** @returns whether it could */
+  async #build(): Promise<boolean> {
     const { records, hidden, log } = this.#options;
     try {
       const [networks, services, endpoints, names] = await Promise.all([
@@ -98,8 +109,10 @@ export class NameServer {
         new Set(networks.rows.map(({ value }) => value.gateway)),
       );
       this.#server.forget();
+      return true;
     } catch (error) {
       log.warn({ error }, 'the names could not be brought up to date');
+      return false;
     }
   }
 

@@ -148,8 +148,9 @@ const failed = [];
 let asked = 0;
 const one = async (name) => {
   asked += 1;
+  const at = new Date().toISOString();
   try { await new Resolver({ timeout: 1000, tries: 2 }).resolve4(name); }
-  catch (error) { failed.push(new Date().toISOString() + ' ' + name + ' ' + error.code); }
+  catch (error) { failed.push(at + ' ' + name + ' ' + error.code); }
 };
 const open = new Set();
 const timer = setInterval(async () => {
