@@ -73,7 +73,7 @@ describe('names in the containers of a node', function () {
     await docker(
       ...['service', 'create', '--detach', '--quiet', '--no-resolve-image', '--name', 'many'],
       ...['--network', 'front', '--endpoint-mode', 'dnsrr', '--replicas', String(many)],
-      ...['--stop-grace-period', '1s', '--entrypoint', 'sleep', imageName, '100000'],
+      ...['--stop-grace-period', '1s', '--entrypoint', 'sleep', image.id, '100000'],
     );
     await until('the name server answers', isLed, patience);
   });
