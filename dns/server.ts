@@ -17,7 +17,7 @@ import { resolve, type Asker } from './resolve.ts';
 import { createTcpService, type TcpService } from './tcp.ts';
 import { CLASS, RCODE, TYPE } from './types.ts';
 import { UdpService } from './udp.ts';
-import { Workers } from './workers.ts';
+import { defaultThreads, Workers } from './workers.ts';
 import type { Zone } from './zone.ts';
 
 /** The part of pino that is used here. */
@@ -42,6 +42,8 @@ export interface DnsServerOptions {
   /** @returns undefined for somebody who is not to be answered; the same until {@link DnsServer.forget} */
   identify: (address: string) => Identity | undefined;
   forwarder: Pick<Forwarder, 'ask'>;
+  /** That answer beside this one when there is much to do; by default as many as pay on this machine. */
+  threads?: number;
   log: Log;
 }
 
@@ -81,6 +83,7 @@ export class DnsServer {
   constructor(options: DnsServerOptions) {
     this.#options = options;
     this.#workers = new Workers({
+      threads: options.threads ?? defaultThreads,
       answer: (question, from, port) => this.#receive(question, from, port),
       onError: (error) => this.#warn(error, {}, 'A thread of the DNS server failed.'),
     });

@@ -6,18 +6,26 @@ import type { Reply } from './server.ts';
 import type { FromWorker, ToWorker, WorkerSettings } from './worker.ts';
 
 export interface WorkersOptions {
+  /** At most. */
+  threads: number;
   /** Answers a question that a worker could not. */
   answer: (question: Buffer, address: string, port: number) => Reply | undefined | Promise<Reply>;
   onError: (error: Error) => void;
 }
 
-/** From this many questions a second on, one thread is busy enough to be helped. */
-const busyRate = 4_000;
+/** From this many questions a second on, one thread is busy enough to be helped; it answers three times as many. */
+const busyRate = 20_000;
 /** How many in a row are measured together, and how often that has to be above the rate. */
 const measured = 512;
 const busyTimes = 4;
-/** More than these were never seen to be asked for; each has its own copy of the answers. */
-const maxWorkers = 3;
+/** Each has its own copy of the answers. */
+const maxThreads = 3;
+
+/**
+ * How many pay beside the main thread: those who ask need a processor, too. On two processors a second thread answered no
+ * more questions than one alone, and made the slowest wait seven times as long (docs/performance.md).
+ */
+export const defaultThreads = Math.max(0, Math.min(maxThreads, availableParallelism() - 2));
 
 /** The built plugin has both programs beside each other; from the sources it runs as it is. */
 const program = new URL(
@@ -27,8 +35,6 @@ const program = new URL(
 
 export class Workers {
   readonly #options: WorkersOptions;
-  /** Beside the main thread, one for each further processor. */
-  readonly #count = Math.min(maxWorkers, availableParallelism() - 1);
   readonly #workers = new Set<Worker>();
   #settings: WorkerSettings | undefined;
   #questions = 0;
@@ -62,7 +68,7 @@ export class Workers {
     this.#since = now;
     if (this.#busy < busyTimes || this.#settings === undefined) return;
     this.#busy = 0;
-    for (let worker = 0; worker < this.#count; worker += 1) this.#start(this.#settings);
+    for (let thread = 0; thread < this.#options.threads; thread += 1) this.#start(this.#settings);
   }
 
   /** Makes them forget all answers: the names have changed. */

@@ -82,6 +82,17 @@ describe('a three-node Swarm in real Docker Engines', function () {
     }
   }
 
+  async function askersRun(): Promise<void> {
+    await until(
+      'an asker runs everywhere',
+      async () => {
+        const counts = await Promise.all(lab.nodes.map((node) => running(node, 'asker')));
+        return counts.every(({ length }) => length === 1);
+      },
+      patience,
+    );
+  }
+
   /** Addresses on `front` of the running tasks of `web` on these nodes. */
   async function webAddresses(nodes: readonly LabNode[]): Promise<string[]> {
     const lists = await Promise.all(
@@ -147,14 +158,7 @@ describe('a three-node Swarm in real Docker Engines', function () {
     await createService('asker', '--network', 'front', '--mode', 'global');
     await createService('stranger', '--network', 'back');
     await serving(8080, 6);
-    await until(
-      'an asker runs everywhere',
-      async () => {
-        const counts = await Promise.all(lab.nodes.map((node) => running(node, 'asker')));
-        return counts.every(({ length }) => length === 1);
-      },
-      patience,
-    );
+    await askersRun();
   });
   after(() => Lab.down('test-cluster'));
 
@@ -277,19 +281,20 @@ describe('a three-node Swarm in real Docker Engines', function () {
   });
 
   it('knows no task by name that is gone, and each that serves: scaled, killed, cut off and back', async () => {
+    const web = async (): Promise<string[]> =>
+      (await Promise.all(lab.nodes.map((node) => running(node, 'web')))).flat();
     await docker('service', 'scale', '--detach', 'web=4');
+    await until('the others have stopped', async () => (await web()).length === 4, patience);
     await serving(8080, 4);
     await namesAgree();
-    const [victim = ''] = (await Promise.all(lab.nodes.map((node) => running(node, 'web')))).flat();
-    const home = await Promise.all(
-      lab.nodes.map(async (node) => (await running(node, 'web')).includes(victim)),
-    );
-    await lab.nodes[home.indexOf(true)]?.docker(['rm', '--force', victim]);
+    const [victim = ''] = await web();
+    for (const node of lab.nodes)
+      if ((await running(node, 'web')).includes(victim)) await node.docker(['rm', '--force', victim]);
     await until(
       'the killed task is replaced',
       async () => {
-        const lists = await Promise.all(lab.nodes.map((node) => running(node, 'web')));
-        return lists.flat().length === 4 && !lists.flat().includes(victim);
+        const now = await web();
+        return now.length === 4 && !now.includes(victim);
       },
       patience,
     );
@@ -318,6 +323,7 @@ describe('a three-node Swarm in real Docker Engines', function () {
       async () => (await webAddresses(lab.nodes)).length === 6,
       patience,
     );
+    await askersRun();
     await serving(8080, 6);
     await namesAgree();
   });
