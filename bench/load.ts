@@ -92,45 +92,75 @@ export async function throughput(
   return end.sum_received.bits_per_second / 1e6;
 }
 
-/** How questions were answered. */
-export interface Answered {
-  /** Answers per second. */
-  perSecond: number;
-  /** Milliseconds from the question to its answer, of the slowest but for one in a hundred. Only with a limit. */
-  p99: number;
+interface Asked {
+  server: string;
+  port: number;
+  /** A name and a type in each line, asked for again and again. */
+  file: string;
 }
 
 /**
- * Asks for the names in a file, again and again, on 16 sockets and 100 questions at once.
+ * Asks on 16 sockets, 100 questions at once.
  *
- * @param to `file`: a name and a type in each line; `perSecond`: no more than so many, by default as many as are answered
+ * @param perSecond no more than so many; by default as many as are answered
+ * @returns answers per second
  * @throws Error when more than one in a thousand was lost, or answered with anything but NOERROR
  */
 export async function questions(
   from: Pick<Host, 'exec'>,
-  to: { server: string; port: number; file: string; perSecond?: number | undefined },
-  { seconds, signal }: RunLength,
-): Promise<Answered> {
-  const { stdout } = await from.exec(
-    program(
-      'dnsperf',
-      ...['-s', to.server, '-p', String(to.port), '-d', to.file, '-l', String(seconds)],
-      ...['-c', String(connections), '-T', '1', '-q', '100', '-t', '1'],
-      // Tells the time of each answer, which takes time itself.
-      ...(to.perSecond === undefined ? [] : ['-Q', String(to.perSecond), '-v']),
-    ),
-    { timeout: seconds * 1000 + graceMs, signal },
+  asked: Asked,
+  { seconds, signal, perSecond }: RunLength & { perSecond?: number | undefined },
+): Promise<number> {
+  const limit = perSecond === undefined ? [] : ['-Q', String(perSecond)];
+  const load = ['-c', String(connections), '-q', '100', ...limit];
+  const text = await dnsperf(from, asked, load, { seconds, signal });
+  return Number(/Queries per second:\s+([\d.]+)/.exec(text)?.[1]);
+}
+
+/** Questions among many others, whose time is looked at: few, for to tell the time of each takes time, too. */
+const sampledPerSecond = 500;
+
+/**
+ * Asks a few questions while many others are asked.
+ *
+ * @param perSecond how many others
+ * @returns milliseconds from the question to its answer, of the slowest but for one in a hundred
+ * @throws Error like {@link questions}
+ */
+export async function slowest(
+  from: Pick<Host, 'exec'>,
+  asked: Asked,
+  { seconds, signal, perSecond }: RunLength & { perSecond: number },
+): Promise<number> {
+  const others = questions(from, asked, { seconds: seconds + 1, signal, perSecond });
+  const sample = ['-c', '1', '-q', '10', '-Q', String(sampledPerSecond), '-v'];
+  const [text] = await Promise.all([dnsperf(from, asked, sample, { seconds, signal }), others]);
+  const times = Array.from(
+    text.matchAll(/^> NOERROR \S+ \S+ ([\d.]+)$/gm),
+    ([, time]) => Number(time) * 1_000,
   );
+  const at = times.toSorted((a, b) => a - b)[Math.floor(times.length * 0.99)];
+  if (at === undefined) throw new Error(`dnsperf told no times:\n${text.slice(0, 500)}`);
+  return at;
+}
+
+async function dnsperf(
+  from: Pick<Host, 'exec'>,
+  { server, port, file }: Asked,
+  load: readonly string[],
+  { seconds, signal }: RunLength,
+): Promise<string> {
+  const what = ['-s', server, '-p', String(port), '-d', file, '-l', String(seconds), '-T', '1', '-t', '1'];
+  const { stdout } = await from.exec(program('dnsperf', ...what, ...load), {
+    timeout: seconds * 1000 + graceMs,
+    signal,
+  });
   const figure = (pattern: RegExp): number => Number(pattern.exec(stdout)?.[1] ?? NaN);
   const [sent, completed] = [figure(/Queries sent:\s+(\d+)/), figure(/Queries completed:\s+(\d+)/)];
   const good = figure(/Response codes:.*NOERROR (\d+)/);
   if (!(sent > 0) || !(good >= sent * (1 - tolerated)))
-    throw new Error(
-      `Of ${sent} questions to ${to.server}, ${completed} were answered, ${good} of them well.`,
-    );
-  const times = Array.from(stdout.matchAll(/^> NOERROR \S+ \S+ ([\d.]+)$/gm), ([, time]) => Number(time));
-  const slowest = times.toSorted((a, b) => a - b)[Math.floor(times.length * 0.99)];
-  return { perSecond: figure(/Queries per second:\s+([\d.]+)/), p99: (slowest ?? NaN) * 1_000 };
+    throw new Error(`Of ${sent} questions to ${server}, ${completed} were answered, ${good} of them well.`);
+  return stdout;
 }
 
 /** The command for dnsmasq with no configuration but these options. */

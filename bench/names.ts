@@ -8,7 +8,7 @@ import { imageName, loadImage, prepareImage } from '../test/lab/image.ts';
 import type { Lab } from '../test/lab/lab.ts';
 import type { Host, LabNode } from '../test/lab/node.ts';
 import { until } from '../test/lab/processes.ts';
-import { dnsmasq, questions, type Answered } from './load.ts';
+import { dnsmasq, questions, slowest } from './load.ts';
 import type { Finding } from './report.ts';
 import { interleave, median, ratio, type Way } from './rounds.ts';
 
@@ -115,8 +115,8 @@ async function compare(
 ): Promise<Finding[]> {
   const file = join(directory, what.replaceAll(' ', '-'));
   await writeFile(file, names.map((name) => `${name} A\n`).join(''));
-  const ask = (resolver: Resolver, seconds: number, perSecond?: number): Promise<Answered> =>
-    questions(resolver.from, { ...resolver, file, perSecond }, { seconds, signal: o.signal });
+  const ask = (resolver: Resolver, seconds: number): Promise<number> =>
+    questions(resolver.from, { ...resolver, file }, { seconds, signal: o.signal });
   // Also warms up: a container's resolver is led to us a moment after it has started, and answers of others are kept.
   for (const resolver of resolvers)
     await until(
@@ -132,7 +132,7 @@ async function compare(
   const rates = await interleave(
     resolvers.map((resolver): Way => ({
       name: resolver.name,
-      measure: async () => (await ask(resolver, o.seconds)).perSecond,
+      measure: () => ask(resolver, o.seconds),
     })),
     o.rounds,
     (round) => o.progress(`${what}: round ${round} of ${o.rounds}`),
@@ -157,7 +157,12 @@ async function compare(
   const late = await interleave(
     [causeway, masq].map((resolver): Way => ({
       name: resolver.name,
-      measure: async () => (await ask(resolver, o.seconds, half)).p99,
+      measure: () =>
+        slowest(
+          resolver.from,
+          { ...resolver, file },
+          { seconds: o.seconds, signal: o.signal, perSecond: half },
+        ),
     })),
     o.rounds,
     (round) => o.progress(`${what}, ${half} questions/s: round ${round} of ${o.rounds}`),
