@@ -76,7 +76,7 @@ async function describeEngine(engine: Engine): Promise<string> {
 async function render(): Promise<string> {
   return `# What Causeway puts into the kernel
 
-Made by \`test/scenario/kernel-state.test.ts\`, which fails when this page drifts; \`UPDATE_DOCS=1 npm run unit\` writes it
+Made by \`test/scenario/kernel-state.test.ts\`, which fails when this page drifts; \`UPDATE_DOCS=1 npm run check\` writes it
 anew. Every command that changes the kernel of one node is here, in the order in which it is run, for the records of
 \`test/scenario/example.ts\`:
 

@@ -9,43 +9,13 @@ import { resolve } from '../../dns/resolve.ts';
 import { limitOf, parseQuery, renderResolution } from '../../dns/message.ts';
 import { DnsServer } from '../../dns/server.ts';
 import { TYPE } from '../../dns/types.ts';
-import { buildZone, type Zone } from '../../dns/zone.ts';
+import type { Zone } from '../../dns/zone.ts';
 import { toWire } from '../../dns/name.ts';
+import { zoneWith } from './dns-zone.ts';
 import { seeded } from './random.ts';
 
 const asker = { kind: 'container', networks: new Set(['a']) } as const;
 const addresses = Array.from({ length: 5 }, (_, at) => `10.0.0.${10 + at}`);
-
-function zoneWith(live: readonly string[]): Zone {
-  const network = { v: 1, id: 'a', name: 'front', subnet: '10.0.0.0/24', gateway: '10.0.0.1' } as const;
-  return buildZone(
-    {
-      networks: [{ ...network, internal: false, allocated: true }],
-      services: [
-        {
-          v: 1,
-          id: 's',
-          name: 'web',
-          vips: { a: '10.0.0.2' },
-          networks: ['a'],
-          ports: [],
-          tasks: live.map((address) => ({ id: address, addresses: { a: address }, draining: false })),
-        },
-      ],
-      endpoints: live.map((address) => ({
-        v: 1,
-        id: address,
-        network: 'a',
-        node: 'n',
-        address,
-        mac: '',
-        sandbox: 's',
-      })),
-      names: [],
-    },
-    new Set(),
-  );
-}
 
 function question(name: string, id = 1, type: number = TYPE.A): Buffer {
   const header = Buffer.from([id >> 8, id & 255, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);

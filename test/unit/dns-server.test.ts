@@ -11,60 +11,10 @@ import { toWire } from '../../dns/name.ts';
 import { DnsServer, DnsUnavailable, type DnsServerOptions, type Identity } from '../../dns/server.ts';
 import { createTcpService } from '../../dns/tcp.ts';
 import { RCODE, TYPE } from '../../dns/types.ts';
-import { buildZone, type Zone } from '../../dns/zone.ts';
+import { zoneWith } from './dns-zone.ts';
 import { seeded } from './random.ts';
 
 const live = Array.from({ length: 100 }, (_, at) => `10.0.0.${100 + at}`);
-
-function zone(): Zone {
-  return buildZone(
-    {
-      networks: [
-        {
-          v: 1,
-          id: 'a',
-          name: 'front',
-          subnet: '10.0.0.0/24',
-          gateway: '10.0.0.1',
-          internal: false,
-          allocated: true,
-        },
-      ],
-      services: [
-        {
-          v: 1,
-          id: 's',
-          name: 'web',
-          vips: { a: '10.0.0.2' },
-          networks: ['a'],
-          ports: [{ protocol: 'tcp', port: 8080, targetPort: 80, name: 'http' }],
-          tasks: live.map((address) => ({ id: address, addresses: { a: address }, draining: false })),
-        },
-      ],
-      endpoints: live.map((address) => ({
-        v: 1,
-        id: address,
-        network: 'a',
-        node: 'n',
-        address,
-        mac: '',
-        sandbox: 's',
-      })),
-      names: [
-        {
-          v: 1,
-          endpoint: '10.0.0.100',
-          network: 'a',
-          node: 'n',
-          container: 'c',
-          names: ['web.1'],
-          unhealthy: false,
-        },
-      ],
-    },
-    new Set(),
-  );
-}
 
 const upstream: Upstream = { key: 'u', addresses: [] };
 const container: Identity = { asker: { kind: 'container', networks: new Set(['a']) }, upstream };
@@ -76,7 +26,7 @@ const identities: Record<string, Identity> = {
   '127.0.0.1': container,
 };
 
-const built = zone();
+const built = zoneWith(live);
 
 /** @param forwarded addresses with which all that is forwarded is answered */
 function server(options: Partial<DnsServerOptions> = {}, forwarded: string[] = ['192.0.2.80']): DnsServer {
