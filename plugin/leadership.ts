@@ -1,7 +1,7 @@
 // Owns which of the managers writes for the cluster: the one Swarm elected, and the store knows of it.
 // Must not elect: Swarm's managers do, and only a majority of them can.
+import { setTimeout as sleep } from 'node:timers/promises';
 import { z } from 'zod';
-import { StoreError } from '../store/errors.ts';
 import type { Lock, Op, Store } from '../store/store.ts';
 import type { Log } from './log.ts';
 
@@ -9,8 +9,14 @@ import type { Log } from './log.ts';
 export const leaderKey = 'leader';
 export const LeaderRecord = z.object({ v: z.literal(1), node: z.string() });
 
-/** How long to wait for the store's word, in milliseconds, before going on with Swarm's alone. */
-const patience = 5_000;
+/**
+ * How long a new leader waits for the store's word before it goes on with Swarm's alone, in milliseconds. A task that
+ * ends has to leave the balancers of all nodes within two seconds, and this is a part of them.
+ */
+const patience = 300;
+
+/** After so many milliseconds an attempt to have the store's word begins anew. */
+const attemptLasts = 5_000;
 
 export interface LeadershipOptions {
   store: Store;
@@ -21,52 +27,81 @@ export interface LeadershipOptions {
 export class Leadership {
   readonly #options: LeadershipOptions;
   #lock: Lock | undefined;
+  /** The attempt to get the lock that is under way, and what ends it. */
+  #attempt: { done: Promise<void>; giveUp: AbortController } | undefined;
   /** Elected, and without the store's word. */
   #unconfirmed = false;
+  /** The log has been told of that. */
+  #told = false;
 
   constructor(options: LeadershipOptions) {
     this.#options = options;
   }
 
   /**
-   * Takes over from whoever led before, or steps down.
+   * Takes over from whoever led before, or steps down. Waits for the store only when it leads for the first time, and
+   * not for long.
    * @param elected what Swarm says of this node
-   * @returns operations that make a commit fail once another node has taken over; undefined when this node does not lead
+   * @returns operations that make a commit fail once another node has taken over, none as long as the store has not
+   *   said that this node leads; undefined when it does not
    */
   async elect(elected: boolean, signal: AbortSignal): Promise<readonly Op[] | undefined> {
     if (!elected) {
       await this.#stepDown();
       return undefined;
     }
-    if (this.#lock?.lost.aborted === true) this.#lock = undefined;
-    this.#lock ??= await this.#take(signal);
+    if (this.#lock?.lost.aborted === true) {
+      this.#lock = undefined;
+      this.#unconfirmed = true;
+    }
+    if (this.#lock === undefined) {
+      this.#attempt ??= this.#begin(signal);
+      if (!this.#unconfirmed) {
+        await Promise.race([this.#attempt.done, sleep(patience, undefined, { ref: false })]);
+        this.#unconfirmed = this.#fence().length === 0;
+      }
+    }
     // The store is away: Swarm's election alone decides, of which there is one at most.
-    if (this.#lock === undefined) return [];
-    return [{ op: 'check', key: this.#lock.key, version: this.#lock.version }];
+    return this.#fence();
   }
 
-  async #take(signal: AbortSignal): Promise<Lock | undefined> {
+  #fence(): Op[] {
+    return this.#lock === undefined
+      ? []
+      : [{ op: 'check', key: this.#lock.key, version: this.#lock.version }];
+  }
+
+  #begin(signal: AbortSignal): { done: Promise<void>; giveUp: AbortController } {
+    const giveUp = new AbortController();
+    const limit = AbortSignal.any([signal, giveUp.signal, AbortSignal.timeout(attemptLasts)]);
+    return { done: this.#take(limit, giveUp.signal), giveUp };
+  }
+
+  async #take(limit: AbortSignal, givenUp: AbortSignal): Promise<void> {
     const { store, node, log } = this.#options;
-    const limit = AbortSignal.timeout(patience);
     try {
-      const lock = await store.lock(leaderKey, { v: 1, node } satisfies z.infer<typeof LeaderRecord>, {
-        takeOver: true,
-        signal: AbortSignal.any([signal, limit]),
-      });
-      log.info({}, 'this node publishes services for the cluster: Swarm elected it');
+      const value = { v: 1, node } satisfies z.infer<typeof LeaderRecord>;
+      const lock = await store.lock(leaderKey, value, { takeOver: true, signal: limit });
+      if (givenUp.aborted) {
+        await lock.release();
+        return;
+      }
+      this.#lock = lock;
       this.#unconfirmed = false;
-      return lock;
+      this.#told = false;
+      log.info({}, 'this node publishes services for the cluster: Swarm elected it');
     } catch (error) {
-      const isAway = limit.aborted || (error instanceof StoreError && error.code === 'unavailable');
-      if (!isAway || signal.aborted) throw error;
-      if (!this.#unconfirmed)
+      if (!this.#told && !givenUp.aborted)
         log.warn({ error }, 'Swarm elected this node, and the store cannot be asked: publishing on its word');
-      this.#unconfirmed = true;
-      return undefined;
+      this.#told = true;
+    } finally {
+      this.#attempt = undefined;
     }
   }
 
   async #stepDown(): Promise<void> {
+    this.#attempt?.giveUp.abort();
+    this.#unconfirmed = false;
     const lock = this.#lock;
     this.#lock = undefined;
     if (lock === undefined) return;

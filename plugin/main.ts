@@ -11,7 +11,7 @@ import { fileSysctl } from '../net/sysctl.ts';
 import packageJson from '../package.json' with { type: 'json' };
 import { openRecords } from '../store/records.ts';
 import { connectDocker } from '../swarm/docker.ts';
-import { runPublisher } from '../swarm/publisher.ts';
+import { describeNetworks, runPublisher, type Observation } from '../swarm/publisher.ts';
 import { adminAddress, createAdminServer } from './admin.ts';
 import { Collector } from './collector.ts';
 import { parseConfig, type Config } from './config.ts';
@@ -25,6 +25,7 @@ import { Membership } from './membership.ts';
 import { NameServer, type NameServerOptions } from './name-server.ts';
 import { Naming } from './naming.ts';
 import { NetworkDriver } from './network-driver.ts';
+import { Newest } from './newest.ts';
 import { readNodeId } from './node-id.ts';
 import { openStore } from './open-store.ts';
 import { Reconciler } from './reconciler.ts';
@@ -137,6 +138,16 @@ async function main(): Promise<void> {
     now: Date.now,
     grace: collectGrace,
   });
+  const afterLook = new Newest<{ observation: Observation; elected: boolean }>(
+    async ({ observation, elected }) => {
+      try {
+        if (elected) await describeNetworks(records, observation.networks);
+        await collector.collect(observation, elected);
+      } catch (error) {
+        log.debug({ error }, 'what Docker forgot could not be looked for: the next look does');
+      }
+    },
+  );
   const serveNames = async (): Promise<void> => {
     const port = names && (await startNames(names, config.CAUSEWAY_DNS_PORT, log));
     const naming = new Naming({
@@ -171,7 +182,7 @@ async function main(): Promise<void> {
         // A store of this node alone has no other writer.
         elect: (swarm, signal) =>
           replica ? leadership.elect(swarm?.leader ?? false, signal) : Promise.resolve(swarm && []),
-        observed: (observation, elected) => collector.collect(observation, elected),
+        observed: (observation, elected) => afterLook.give({ observation, elected }),
       },
       stop.signal,
     ),
@@ -179,7 +190,7 @@ async function main(): Promise<void> {
 
   // Stopping leaves the kernel as it is: running tasks go on without us, and the next start takes over from there.
   docker.close();
-  await Promise.all([close(server), close(admin)]);
+  await Promise.all([close(server), close(admin), afterLook.idle()]);
   await store.close();
   log.info({}, 'Causeway has stopped; networks go on as they are');
 }

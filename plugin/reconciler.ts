@@ -23,6 +23,7 @@ const verifyEvery = 5_000;
 
 /** Reading a kernel with thousands of services takes a second, in which changes wait: it has one part in so many. */
 const verifyShare = 20;
+const verifyAtLeastEvery = 30_000;
 
 /** What a node's operator wants to know of the last pass. */
 export interface PassReport {
@@ -92,7 +93,8 @@ export class Reconciler {
       const began = performance.now();
       await this.pass().catch(() => undefined);
       const took = performance.now() - began;
-      await sleep(Math.max(verifyEvery, verifyShare * took), undefined, { signal }).catch(() => undefined);
+      const pause = Math.min(Math.max(verifyEvery, verifyShare * took), verifyAtLeastEvery);
+      await sleep(pause, undefined, { signal }).catch(() => undefined);
     }
   }
 

@@ -44,8 +44,11 @@ export interface PublisherOptions {
    * when that is no longer so. Undefined: it does not.
    */
   elect: (swarm: Swarm | undefined, signal: AbortSignal) => Promise<readonly Op[] | undefined>;
-  /** Called after each complete look, for who needs Swarm's word beyond services: the collector of leaked addresses. */
-  observed: (observation: Observation, elected: boolean) => Promise<void>;
+  /**
+   * Told of each complete look, for who needs Docker's word beyond services. Must not wait: a task that ends leaves the
+   * balancers with the next look, and Swarm gives it two seconds.
+   */
+  observed: (observation: Observation, elected: boolean) => void;
 }
 
 /**
@@ -113,8 +116,8 @@ async function look(options: PublisherOptions, signal: AbortSignal): Promise<voi
   const observation = await observe(options.docker, signal);
   const fence = await options.elect(observation.swarm, signal);
   if (fence !== undefined && observation.swarm !== undefined)
-    await publish(options, observation, observation.swarm, fence);
-  await options.observed(observation, fence !== undefined);
+    await publish(options, observation.swarm, fence);
+  options.observed(observation, fence !== undefined);
 }
 
 async function observe(docker: Docker, signal: AbortSignal): Promise<Observation> {
@@ -142,7 +145,6 @@ async function observe(docker: Docker, signal: AbortSignal): Promise<Observation
 /** Writes what changed, and only that. */
 async function publish(
   { store, records, log }: PublisherOptions,
-  observation: Observation,
   swarm: Swarm,
   fence: readonly Op[],
 ): Promise<void> {
@@ -169,12 +171,19 @@ async function publish(
     if (!ok) return;
   }
   if (ops.length > 0) log.debug({ changes: ops.length }, 'published what Swarm says');
-  for (const network of observation.networks) {
+}
+
+/**
+ * Writes what Docker alone knows of the networks that are ours.
+ * @throws StoreError when the store is away
+ */
+export async function describeNetworks(records: Records, networks: readonly Network[]): Promise<void> {
+  for (const { Id, Name: name, Internal: internal } of networks) {
     // The record belongs to the network driver, which may change it meanwhile.
-    await records.networks.update(network.Id, (record) => {
+    await records.networks.update(Id, (record) => {
       if (record === undefined) return undefined;
-      if (record.name === network.Name && record.internal === network.Internal) return record;
-      return { ...record, name: network.Name, internal: network.Internal };
+      if (record.name === name && record.internal === internal) return record;
+      return { ...record, name, internal };
     });
   }
 }

@@ -196,7 +196,7 @@ describe('the plugin socket', () => {
     const docker = connectDocker(join(directory, 'docker.sock'));
     const stop = new AbortController();
     const { store, records } = node;
-    const observed = (): Promise<void> => Promise.resolve();
+    const observed = (): void => undefined;
     const publisher = runPublisher(
       {
         docker,

@@ -1,6 +1,7 @@
 // Owns the tests of who writes for the cluster.
 // Must not test Swarm's election.
 import assert from 'node:assert/strict';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { Leadership, leaderKey } from '../../plugin/leadership.ts';
 import { openEmbedded } from '../../store/embedded.ts';
 import { StoreError } from '../../store/errors.ts';
@@ -40,5 +41,42 @@ describe('leadership', () => {
   it('goes by Swarm’s word alone while the store is away', async () => {
     const away = { lock: () => Promise.reject(new StoreError('unavailable', 'no')) } as unknown as Store;
     assert.deepEqual(await leadership('one', away).elect(true, signal), []);
+  });
+
+  it('waits for a store that is silent once and shortly, and has its word when it comes', async () => {
+    const answer = Promise.withResolvers<undefined>();
+    const lock: Store['lock'] = async (...args) => {
+      await answer.promise;
+      return store.lock(...args);
+    };
+    const one = leadership('one', { lock } as Store);
+    assert.deepEqual(await one.elect(true, signal), []);
+    const again = performance.now();
+    assert.deepEqual(await one.elect(true, signal), []);
+    assert.ok(performance.now() - again < 100, 'who publishes does not wait again');
+    answer.resolve(undefined);
+    let fence: readonly Op[] | undefined = [];
+    for (let tries = 0; tries < 100 && fence?.length === 0; tries++) {
+      await sleep(5);
+      fence = await one.elect(true, signal);
+    }
+    assert.deepEqual(
+      fence?.map(({ key }) => key),
+      [leaderKey],
+    );
+  });
+
+  it('gives back what the store grants after the election is lost', async () => {
+    const answer = Promise.withResolvers<undefined>();
+    const lock: Store['lock'] = async (...args) => {
+      await answer.promise;
+      return store.lock(...args);
+    };
+    const one = leadership('one', { lock } as Store);
+    await one.elect(true, signal);
+    await one.elect(false, signal);
+    answer.resolve(undefined);
+    await sleep(20);
+    assert.equal(await store.get(leaderKey), undefined);
   });
 });

@@ -9,7 +9,7 @@ import { openEmbedded } from '../../store/embedded.ts';
 import { openRecords, type Records } from '../../store/records.ts';
 import type { Op, Store } from '../../store/store.ts';
 import { connectDocker, type Docker, type Service } from '../../swarm/docker.ts';
-import { runPublisher, type Observation, type Swarm } from '../../swarm/publisher.ts';
+import { describeNetworks, runPublisher, type Observation, type Swarm } from '../../swarm/publisher.ts';
 import { FakeDockerApi } from '../fake/docker-api.ts';
 import { captureLog, type LogLine } from '../fake/log.ts';
 
@@ -61,10 +61,7 @@ describe('the publisher', () => {
     const captured = captureLog();
     ({ lines } = captured);
     const elect = (swarm: Swarm | undefined) => Promise.resolve(swarm && fence);
-    const observed = (observation: Observation): Promise<void> => {
-      observations.push(observation);
-      return Promise.resolve();
-    };
+    const observed = (observation: Observation): void => void observations.push(observation);
     running = runPublisher(
       { docker: engine, store, records, log: captured.log, elect, observed },
       stop.signal,
@@ -93,11 +90,12 @@ describe('the publisher', () => {
     await until(async () => (await ids()).join() === 'api');
   });
 
-  it('learns the name of a network, and whether it is internal', async () => {
-    api.networks = [{ Id: 'ours', Name: 'front', Driver: 'causeway', Internal: true, Scope: 'swarm' }];
-    start();
-    await until(async () => (await records.networks.get('ours'))?.value.name === 'front');
-    assert.equal((await records.networks.get('ours'))?.value.internal, true);
+  it('knows the name of a network of ours, and whether it is internal', async () => {
+    const seen = { Id: 'ours', Name: 'front', Driver: 'causeway', Internal: true, Scope: 'swarm' };
+    await describeNetworks(records, [seen, { ...seen, Id: 'of another' }]);
+    const { name, internal } = (await records.networks.get('ours'))?.value ?? {};
+    assert.deepEqual([name, internal], ['front', true]);
+    assert.equal(await records.networks.get('of another'), undefined);
   });
 
   it('writes more services than one commit holds', async () => {
