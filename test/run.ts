@@ -23,6 +23,8 @@ interface Stage {
 
 type Print = (text: string) => void;
 
+const none: Count = { passed: 0, failed: 0, skipped: 0, failures: [] };
+
 const root = join(import.meta.dirname, '..');
 const bin = (name: string): string => join(root, 'node_modules/.bin', name);
 
@@ -30,7 +32,12 @@ const bin = (name: string): string => join(root, 'node_modules/.bin', name);
 async function single(print: Print, file: string, ...args: string[]): Promise<Count> {
   const { failed, all } = await execa(bin(file), args, { cwd: root, all: true, reject: false });
   if (all !== '') print(`${all}\n`);
-  return { passed: failed ? 0 : 1, failed: failed ? 1 : 0, skipped: 0 };
+  return {
+    passed: failed ? 0 : 1,
+    failed: failed ? 1 : 0,
+    skipped: 0,
+    failures: failed ? [[file, ...args].join(' ')] : [],
+  };
 }
 
 const cache = (name: string): string => join(root, 'build/cache', name);
@@ -86,7 +93,7 @@ async function mochaInVm(...suites: string[][]): Promise<Count> {
   await prepareConsul({ progress });
   const disk = await prepareDockerDisk({ progress });
   await using vm = await Vm.boot({ name: 'test', memoryMiB: vmMemoryMiB, disks: [disk], progress });
-  let sum: Count = { passed: 0, failed: 0, skipped: 0 };
+  let sum = none;
   for (const [index, suite] of suites.entries()) {
     const file = `/tmp/count-${index}.json`;
     const { exitCode } = await vm.run(command(suite), {
@@ -107,8 +114,9 @@ async function mochaInVm(...suites: string[][]): Promise<Count> {
 
 /** @param text what the reporter wrote; '' when mocha did not get that far, as with a file that cannot be loaded */
 function parseCount(text: string, exitCode: number | undefined): Count {
-  const count = text === '' ? { passed: 0, failed: 0, skipped: 0 } : (JSON.parse(text) as Count);
-  return exitCode !== 0 && count.failed === 0 ? { ...count, failed: 1 } : count;
+  const count = text === '' ? none : (JSON.parse(text) as Count);
+  if (exitCode === 0 || count.failed > 0) return count;
+  return { ...count, failed: 1, failures: [`mocha ended with code ${String(exitCode)}`] };
 }
 
 const fast = [
@@ -171,7 +179,12 @@ const stages: Stage[] = [
 ];
 
 function add(a: Count, b: Count): Count {
-  return { passed: a.passed + b.passed, failed: a.failed + b.failed, skipped: a.skipped + b.skipped };
+  return {
+    passed: a.passed + b.passed,
+    failed: a.failed + b.failed,
+    skipped: a.skipped + b.skipped,
+    failures: [...a.failures, ...b.failures],
+  };
 }
 
 async function main(): Promise<void> {
@@ -191,19 +204,20 @@ async function main(): Promise<void> {
   if (isRoot && chosen.some((stage) => stage.root)) {
     await buildPlugin({ progress: (line) => console.log(`  ${line}`) });
   }
-  let sum: Count = { passed: 0, failed: 0, skipped: 0 };
+  let sum = none;
   const perform = async (stage: Stage): Promise<void> => {
     const title = `\n── ${stage.name}: ${stage.shows}\n`;
     let text = '';
     if (stage.root) process.stdout.write(title);
     else text = title;
     const started = performance.now();
-    let count: Count = { passed: 0, failed: 0, skipped: 1 };
+    let count: Count = { ...none, skipped: 1 };
     if (stage.root && !isRoot)
       console.log('skipped: it makes network namespaces or unpacks Debian packages, which takes root');
     else count = await stage.run((more) => (text += more));
     const seconds = ((performance.now() - started) / 1000).toFixed(0);
     const { passed, failed, skipped } = count;
+    count = { ...count, failures: count.failures.map((failure) => `${stage.name}: ${failure}`) };
     console.log(
       `${text}── ${stage.name}: ${passed} passed, ${failed} failed, ${skipped} skipped in ${seconds} s`,
     );
@@ -215,6 +229,8 @@ async function main(): Promise<void> {
     console.log('\nWith CI=true a skipped test is a failure.');
     sum = { ...sum, failed: sum.failed + sum.skipped, skipped: 0 };
   }
+  // Once more at the end, where one looks first, and which is kept where a log is cut.
+  if (sum.failures.length > 0) console.log(`\nFailed:\n  ${sum.failures.join('\n  ')}`);
   console.log(`\n${sum.passed} passed, ${sum.failed} failed, ${sum.skipped} skipped`);
   process.exitCode = sum.failed > 0 ? 1 : 0;
 }

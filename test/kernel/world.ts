@@ -481,9 +481,9 @@ export class World {
     return this.first.status();
   }
 
-  /** @throws after 20 s, or more on a slow machine */
+  /** @throws after a minute, or more on a slow machine: the plugin looks after the kernel every 5 s, or 30 s under load */
   async until(condition: () => Promise<boolean>): Promise<void> {
-    const deadline = Date.now() + 20_000 * slowness;
+    const deadline = Date.now() + 60_000 * slowness;
     while (!(await condition())) {
       if (Date.now() > deadline)
         throw new Error(`it did not come to pass; the plugin said:\n${this.plugin.output.slice(-5000)}`);

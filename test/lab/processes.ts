@@ -96,7 +96,9 @@ export async function until<T>(
     const value = await done();
     if (value !== undefined && value !== false) return value;
     if (performance.now() > deadline) {
-      const instead = o.instead ? `. Instead:\n${inspect(await o.instead(), { depth: 8 })}` : '';
+      const instead = o.instead
+        ? `. Instead:\n${inspect(await o.instead(), { depth: 8, compact: 8, breakLength: 160 })}`
+        : '';
       throw new Error(`Waited ${o.timeoutMs / 1000} s in vain: ${what}${instead}`);
     }
     await sleep(o.everyMs ?? 100, undefined, o.signal ? { signal: o.signal } : {});
