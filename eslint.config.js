@@ -10,7 +10,7 @@ const mayImport = {
   ipam: ['store'],
   lb: ['delta', 'net', 'store'],
   swarm: ['store'],
-  dns: ['store'],
+  dns: ['delta', 'store'],
   peers: [],
   plugin: ['delta', 'store', 'net', 'ipam', 'lb', 'swarm', 'dns', 'peers'],
   rootfs: [],

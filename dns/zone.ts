@@ -1,5 +1,6 @@
 // Owns what is known by which name on each network: made of the records, and pure.
 // Must not know who asks (resolve.ts), nor what an answer looks like (message.ts).
+import { sameItems } from '../delta/list.ts';
 import type { EndpointRecord, NameRecord, NetworkRecord, ServiceRecord } from '../store/records.ts';
 import { rangeOf, toNumber, type Range } from './address.ts';
 import { canonical, maxTextLength } from './name.ts';
@@ -76,32 +77,84 @@ export interface Zone {
   isStale: (address: string) => boolean;
 }
 
-/** @param hidden ids of nodes that are lost */
-export function buildZone(records: ZoneRecords, hidden: ReadonlySet<string>): Zone {
-  const networks = new Map<string, NetworkBuilder>();
-  for (const record of records.networks)
-    if (record.refused === undefined) networks.set(record.id, new NetworkBuilder(record));
-  const endpoints = new Endpoints(records, hidden);
-  for (const service of records.services)
-    for (const id of new Set([...service.networks, ...Object.keys(service.vips)]))
-      networks.get(id)?.addService(service, endpoints);
-  for (const endpoint of records.endpoints) networks.get(endpoint.network)?.addEndpoint(endpoint, endpoints);
+/** All that one network's names are made of. Its lists are in the order of the records. */
+interface NetworkRecords {
+  network: NetworkRecord;
+  /** Also those that have left it, while tasks of theirs are still there. */
+  services: ServiceRecord[];
+  endpoints: EndpointRecord[];
+  names: NameRecord[];
+}
+
+interface Made {
+  from: NetworkRecords;
+  network: NetworkBuilder;
+}
+
+/** Makes zones, one after the other: a network of which no record is another object is the one of the zone before. */
+export class ZoneBuilder {
+  #made = new Map<string, Made>();
+  #hidden: ReadonlySet<string> = new Set();
+
+  /** @param hidden ids of nodes that are lost */
+  build(records: ZoneRecords, hidden: ReadonlySet<string>): Zone {
+    const sameNodes = hidden.size === this.#hidden.size && [...hidden].every((id) => this.#hidden.has(id));
+    if (!sameNodes) this.#made.clear();
+    this.#hidden = new Set(hidden);
+    const made = new Map<string, Made>();
+    for (const [id, from] of groupByNetwork(records)) {
+      const known = this.#made.get(id);
+      made.set(
+        id,
+        known !== undefined && isSame(known.from, from)
+          ? known
+          : { from, network: new NetworkBuilder(from, new Endpoints(from, hidden)) },
+      );
+    }
+    this.#made = made;
+    return zoneOf([...made.values()].map(({ network }) => network));
+  }
+}
+
+function groupByNetwork(records: ZoneRecords): Map<string, NetworkRecords> {
+  const networks = new Map<string, NetworkRecords>();
+  for (const network of records.networks)
+    if (network.refused === undefined)
+      networks.set(network.id, { network, services: [], endpoints: [], names: [] });
+  for (const service of records.services) {
+    const tasks = service.tasks.flatMap(({ addresses }) => Object.keys(addresses));
+    for (const id of new Set([...service.networks, ...Object.keys(service.vips), ...tasks]))
+      networks.get(id)?.services.push(service);
+  }
+  for (const endpoint of records.endpoints) networks.get(endpoint.network)?.endpoints.push(endpoint);
+  for (const name of records.names) networks.get(name.network)?.names.push(name);
+  return networks;
+}
+
+function isSame(one: NetworkRecords, other: NetworkRecords): boolean {
+  return (
+    one.network === other.network &&
+    sameItems(one.services, other.services) &&
+    sameItems(one.endpoints, other.endpoints) &&
+    sameItems(one.names, other.names)
+  );
+}
+
+function zoneOf(networks: readonly NetworkBuilder[]): Zone {
   const networksByName = new Map<string, ZoneNetwork[]>();
-  for (const network of networks.values()) {
-    network.finish();
+  for (const network of networks) {
     if (network.name === undefined) continue;
     const others = networksByName.get(network.name);
     if (others === undefined) networksByName.set(network.name, [network]);
     else others.push(network);
   }
-  const all = [...networks.values()];
   return {
-    networks,
+    networks: new Map(networks.map((network) => [network.id, network])),
     networksByName,
     isStale: (address) => {
       const number = toNumber(address);
       if (number === undefined) return false;
-      const network = all.find(({ range }) => contains(range, number));
+      const network = networks.find(({ range }) => contains(range, number));
       return network !== undefined && !network.inhabited.has(address);
     },
   };
@@ -111,34 +164,37 @@ export function contains({ first, last }: Range, address: number): boolean {
   return address >= first && address <= last;
 }
 
-/** Endpoints by what they are looked up by, and how each of them is. */
+/** A network's endpoints by what they are looked up by, and how each of them is. */
 class Endpoints {
   readonly #hidden: ReadonlySet<string>;
+  /** By endpoint. */
   readonly #names = new Map<string, NameRecord>();
-  readonly #byPlace = new Map<string, EndpointRecord>();
+  readonly #byAddress = new Map<string, EndpointRecord>();
+  /** Addresses. */
   readonly #draining = new Set<string>();
 
-  constructor({ endpoints, names, services }: ZoneRecords, hidden: ReadonlySet<string>) {
+  constructor({ network, endpoints, names, services }: NetworkRecords, hidden: ReadonlySet<string>) {
     this.#hidden = hidden;
     for (const endpoint of endpoints) {
       if (endpoint.sandbox === undefined) continue;
-      const place = pair(endpoint.network, endpoint.address);
-      const other = this.#byPlace.get(place);
+      const other = this.#byAddress.get(endpoint.address);
       // Of two at one address the same counts at every node, and for the balancer as well.
-      if (other === undefined || other.id < endpoint.id) this.#byPlace.set(place, endpoint);
+      if (other === undefined || other.id < endpoint.id) this.#byAddress.set(endpoint.address, endpoint);
     }
-    for (const record of names) this.#names.set(pair(record.network, record.endpoint), record);
+    for (const record of names) this.#names.set(record.endpoint, record);
     const tasks = services.flatMap((service) => service.tasks);
-    for (const { draining, addresses } of tasks.toSorted((a, b) => Number(b.draining) - Number(a.draining)))
-      for (const [network, address] of Object.entries(addresses))
-        // An address that a new task has got is not draining, though its old task may still be listed.
-        if (draining) this.#draining.add(pair(network, address));
-        else this.#draining.delete(pair(network, address));
+    for (const { draining, addresses } of tasks.toSorted((a, b) => Number(b.draining) - Number(a.draining))) {
+      const address = addresses[network.id];
+      if (address === undefined) continue;
+      // An address that a new task has got is not draining, though its old task may still be listed.
+      if (draining) this.#draining.add(address);
+      else this.#draining.delete(address);
+    }
   }
 
   /** @param draining the task's; an address can be another's already */
-  memberAt(network: string, address: string, draining: boolean): Member {
-    const endpoint = this.#byPlace.get(pair(network, address));
+  memberAt(address: string, draining: boolean): Member {
+    const endpoint = this.#byAddress.get(address);
     if (endpoint === undefined) return { address, state: 'detached' };
     const member = this.memberOf(endpoint);
     return draining && member.state === 'live' ? { ...member, state: 'draining' } : member;
@@ -148,20 +204,16 @@ class Endpoints {
     return { address: endpoint.address, node: endpoint.node, state: this.#stateOf(endpoint) };
   }
 
-  namesOf(endpoint: EndpointRecord): readonly string[] {
-    return this.#names.get(pair(endpoint.network, endpoint.id))?.names ?? [];
+  namesOf({ id }: EndpointRecord): readonly string[] {
+    return this.#names.get(id)?.names ?? [];
   }
 
-  #stateOf({ network, id, address, node, sandbox }: EndpointRecord): State {
+  #stateOf({ id, address, node, sandbox }: EndpointRecord): State {
     if (sandbox === undefined) return 'detached';
     if (this.#hidden.has(node)) return 'lost';
-    if (this.#names.get(pair(network, id))?.unhealthy === true) return 'unhealthy';
-    return this.#draining.has(pair(network, address)) ? 'draining' : 'live';
+    if (this.#names.get(id)?.unhealthy === true) return 'unhealthy';
+    return this.#draining.has(address) ? 'draining' : 'live';
   }
-}
-
-function pair(network: string, other: string): string {
-  return `${network} ${other}`;
 }
 
 interface Claims {
@@ -170,7 +222,7 @@ interface Claims {
   members: Member[];
 }
 
-/** Takes a network's services first, then its endpoints, and is a {@link ZoneNetwork} when it is finished. */
+/** Makes one network's names of its records: services first, then endpoints. */
 class NetworkBuilder implements ZoneNetwork {
   readonly id: string;
   /** As it can be asked for. */
@@ -187,15 +239,21 @@ class NetworkBuilder implements ZoneNetwork {
   /** Address to the first name of the container that has it. */
   readonly #names = new Map<string, string>();
 
-  constructor({ id, name, subnet, gateway }: NetworkRecord) {
+  constructor(records: NetworkRecords, endpoints: Endpoints) {
+    const { id, name, subnet, gateway } = records.network;
     this.id = id;
     this.name = name === undefined ? undefined : canonical(name);
     this.label = name ?? id;
     this.range = rangeOf(subnet);
     this.inhabited = new Set([gateway]);
+    for (const service of records.services)
+      if (service.networks.includes(id) || service.vips[id] !== undefined)
+        this.#addService(service, endpoints);
+    for (const endpoint of records.endpoints) this.#addEndpoint(endpoint, endpoints);
+    this.#finish();
   }
 
-  addService(record: ServiceRecord, endpoints: Endpoints): void {
+  #addService(record: ServiceRecord, endpoints: Endpoints): void {
     const vip = record.vips[this.id];
     const members: Member[] = [];
     const service: ServiceOnNetwork = {
@@ -208,7 +266,7 @@ class NetworkBuilder implements ZoneNetwork {
     for (const { addresses, draining } of record.tasks) {
       const address = addresses[this.id];
       if (address === undefined) continue;
-      const member = endpoints.memberAt(this.id, address, draining);
+      const member = endpoints.memberAt(address, draining);
       members.push(member);
       if (own === undefined) continue;
       const derived = `${address.replaceAll('.', '-')}.${own}`;
@@ -224,7 +282,7 @@ class NetworkBuilder implements ZoneNetwork {
     if (own !== undefined) this.#names.set(vip, own);
   }
 
-  addEndpoint(endpoint: EndpointRecord, endpoints: Endpoints): void {
+  #addEndpoint(endpoint: EndpointRecord, endpoints: Endpoints): void {
     const { address } = endpoint;
     const member = endpoints.memberOf(endpoint);
     if (member.state === 'live') this.inhabited.add(address);
@@ -234,7 +292,7 @@ class NetworkBuilder implements ZoneNetwork {
     if (first !== undefined && endpoint.sandbox !== undefined) this.#names.set(address, first);
   }
 
-  finish(): void {
+  #finish(): void {
     for (const [name, claims] of this.#claims) this.owners.set(name, this.#ownerOf(claims));
     for (const { member, derived } of this.#tasks) {
       const names = [this.#names.get(member.address) ?? derived, derived].filter((name) =>

@@ -4,7 +4,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { Forwarder, type Upstream } from '../dns/forward.ts';
 import type { Asker } from '../dns/resolve.ts';
 import { DnsServer } from '../dns/server.ts';
-import { buildZone, type Zone } from '../dns/zone.ts';
+import { ZoneBuilder, type Zone } from '../dns/zone.ts';
 import type { EndpointRecord, Records } from '../store/records.ts';
 import type { Log } from './log.ts';
 
@@ -30,7 +30,8 @@ export class NameServer {
   readonly #options: NameServerOptions;
   readonly #forwarder = new Forwarder();
   readonly #server: DnsServer;
-  #zone: Zone = buildZone(nothing, new Set());
+  readonly #builder = new ZoneBuilder();
+  #zone: Zone = this.#builder.build(nothing, new Set());
   /** This node's joined endpoints by address, and its gateways' addresses. */
   #askers: ReadonlyMap<string, { asker: Asker; upstream?: Upstream }> = new Map();
   #timer: NodeJS.Timeout | undefined;
@@ -95,7 +96,7 @@ export class NameServer {
         records.names.list(),
       ]);
       const values = <T>({ rows }: { rows: readonly { value: T }[] }): T[] => rows.map(({ value }) => value);
-      this.#zone = buildZone(
+      this.#zone = this.#builder.build(
         {
           networks: values(networks),
           services: values(services),

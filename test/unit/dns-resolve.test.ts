@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { resolve, type Asker, type Resolution } from '../../dns/resolve.ts';
 import { TYPE } from '../../dns/types.ts';
-import { buildZone, type Zone, type ZoneRecords } from '../../dns/zone.ts';
+import { ZoneBuilder, type Zone, type ZoneRecords } from '../../dns/zone.ts';
 import type { EndpointRecord, NameRecord, NetworkRecord, ServiceRecord } from '../../store/records.ts';
 import { seeded } from './random.ts';
 
@@ -36,7 +36,10 @@ const onBoth: Asker = { kind: 'container', networks: new Set(['a', 'b']) };
 const host: Asker = { kind: 'host' };
 
 function zoneOf(records: Partial<ZoneRecords>, ...hidden: string[]): Zone {
-  return buildZone({ networks: [a, b], services: [], endpoints: [], names: [], ...records }, new Set(hidden));
+  return new ZoneBuilder().build(
+    { networks: [a, b], services: [], endpoints: [], names: [], ...records },
+    new Set(hidden),
+  );
 }
 
 /** A service `web` with three tasks on network a, a container `db` there, and one of that name on b. */

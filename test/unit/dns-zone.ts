@@ -1,10 +1,10 @@
 // Owns the zone that tests of the name server ask: one network `front`, and on it one service `web` with these tasks.
 // Must not assert anything.
-import { buildZone, type Zone } from '../../dns/zone.ts';
+import { ZoneBuilder, type Zone } from '../../dns/zone.ts';
 
 /** @param live addresses of the tasks, in 10.0.0.0/24; the first one's container is called `web.1` */
 export function zoneWith(live: readonly string[]): Zone {
-  return buildZone(
+  return new ZoneBuilder().build(
     {
       networks: [
         {
