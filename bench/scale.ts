@@ -116,7 +116,7 @@ async function measureKernel(size: Size, { rounds, progress, signal }: ScaleOpti
       `one task more or less, ${name}`,
       median(change),
       50,
-      `up to ${changeProcesses} processes, ${median(changeCpu).toFixed(0)} ms of CPU`,
+      `up to ${changeProcesses} processes, ${median(changeCpu).toFixed(0)} ms of CPU; conntrack forgets flows beside it`,
       change,
     ),
     figure(

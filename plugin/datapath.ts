@@ -61,6 +61,8 @@ export class Datapath {
   /** Remembered until the next pass begins: what a pass that is under way writes down would undo it. */
   #distrusted = false;
   readonly #retirements = new Retirements();
+  /** Goes on after its pass, which is done without it; the next pass ends after it, and fails as it did. */
+  #forgetting = Promise.resolve();
   readonly #expectedNeighbours = remember(expectedNeighbours);
   readonly #netElements = remember(
     (
@@ -187,7 +189,10 @@ export class Datapath {
       ipvs: state.services,
     };
     // What was begun and not answered is balanced again.
-    await forgetFlows(run, this.#retirements.next(wanted.servers));
+    const last = this.#forgetting;
+    this.#forgetting = forgetFlows(run, this.#retirements.next(wanted.servers));
+    this.#forgetting.catch(() => undefined);
+    await last;
   }
 
   #assemble({ networks, endpoints, neighbours }: Wanted, { content }: EngineState): NftTable {

@@ -69,6 +69,15 @@ describe('the data path', () => {
     ]);
   });
 
+  it('does not wait for their end, and tells with the next pass that they could not be forgotten', async () => {
+    const { kernel, datapath } = await world();
+    await datapath.apply(wanted);
+    kernel.refuse = (command) => (command.startsWith('conntrack') ? 'conntrack: no\n' : undefined);
+    await datapath.apply(renderWanted(afterwards, node));
+    await assert.rejects(datapath.apply(renderWanted(afterwards, node)), /conntrack: no/);
+    await datapath.apply(renderWanted(afterwards, node));
+  });
+
   it('puts back what others took out, once it is told to look', async () => {
     const { kernel, datapath } = await world(ipvsEngine);
     await datapath.apply(wanted);
