@@ -16,7 +16,7 @@ import { PreparedAnswers } from './prepared.ts';
 import { resolve, type Asker } from './resolve.ts';
 import { createTcpService, type TcpService } from './tcp.ts';
 import { CLASS, RCODE, TYPE } from './types.ts';
-import { UdpService } from './udp.ts';
+import { UdpService, type Send } from './udp.ts';
 import { defaultThreads, Workers } from './workers.ts';
 import type { Zone } from './zone.ts';
 
@@ -77,6 +77,8 @@ export class DnsServer {
   readonly #workers: Workers;
   #udp: UdpService | undefined;
   #tcp: TcpService | undefined;
+  /** In use, once it is started. */
+  #port: number | undefined;
   #waiting = 0;
   #warnedAt = -Infinity;
 
@@ -84,17 +86,19 @@ export class DnsServer {
     this.#options = options;
     this.#workers = new Workers({
       threads: options.threads ?? defaultThreads,
-      answer: (question, from, port) => this.#receive(question, from, port),
+      answer: (question, from) => this.handle(question, from, 'udp'),
+      onReady: () => void this.#leave(),
+      onGone: () => this.#comeBack(),
       onError: (error) => this.#warn(error, {}, 'A thread of the DNS server failed.'),
     });
   }
 
   /** The port in use, once it is started. */
   get port(): number {
-    return this.#udp?.port ?? this.#options.port;
+    return this.#port ?? this.#options.port;
   }
 
-  /** Threads that answer beside this one. */
+  /** Threads that answer in place of this one. */
   get workers(): number {
     return this.#workers.size;
   }
@@ -117,6 +121,7 @@ export class DnsServer {
     const [udp, tcp] = [this.#udp, this.#tcp];
     this.#udp = undefined;
     this.#tcp = undefined;
+    this.#port = undefined;
     await Promise.all([this.#workers.close(), udp?.close(), tcp?.close()]);
   }
 
@@ -201,16 +206,13 @@ export class DnsServer {
     const udp = new UdpService({
       prepared: this.#prepared,
       onQuestion: () => this.#workers.count(),
-      onMiss: (question, from, port) => {
-        const reply = this.#receive(question, from, port);
-        if (reply instanceof Promise) void reply.then((later) => this.#keep(question, from, later));
-        else if (reply !== undefined) this.#keep(question, from, reply);
-      },
+      onMiss: (question, from, port) => this.#receive(question, from, port),
       onError,
     });
     this.#udp = udp;
     await udp.listen(wanted, address);
-    const { port } = this;
+    const port = udp.port ?? wanted;
+    this.#port = port;
     const tcp = createTcpService((message, from) => this.#handleTcp(message, from), onError);
     this.#tcp = tcp;
     tcp.server.listen({ port, host: address });
@@ -219,19 +221,37 @@ export class DnsServer {
     this.#workers.open({ port, address });
   }
 
-  /** Answers a question that came by UDP, wherever it came in: all sockets of the port are one to the asker. */
-  #receive(question: Buffer, from: string, port: number): Reply | undefined | Promise<Reply> {
-    const send = (reply: Reply): Reply => {
+  #receive(question: Buffer, from: string, port: number): void {
+    const give = (reply: Reply): void => {
       this.#udp?.send(reply.message, from, port);
-      return reply;
+      this.#prepared.keep(question, from, reply.message, reply.keepMs);
     };
     const reply = this.handle(question, from, 'udp');
-    if (reply === undefined) return undefined;
-    return reply instanceof Promise ? reply.then(send) : send(reply);
+    if (reply instanceof Promise) void reply.then(give);
+    else if (reply !== undefined) give(reply);
   }
 
-  #keep(question: Buffer, from: string, { message, keepMs }: Reply): void {
-    this.#prepared.keep(question, from, message, keepMs);
+  /** This thread has other work, which would make those wait who ask it. */
+  async #leave(): Promise<void> {
+    const send: Send = (answer, from, port) => this.#workers.send(answer, from, port);
+    await this.#udp
+      ?.leave(send)
+      .catch((error: unknown) => this.#warn(error, {}, 'A socket could not be left.'));
+  }
+
+  /** @returns whether it could */
+  async #comeBack(): Promise<boolean> {
+    const { address = '0.0.0.0' } = this.#options;
+    const [udp, port] = [this.#udp, this.#port];
+    if (udp === undefined || port === undefined) return false;
+    if (udp.port !== undefined) return true;
+    try {
+      await udp.listen(port, address);
+      return true;
+    } catch (error) {
+      this.#warn(error, {}, 'The DNS server’s port could not be had again.');
+      return false;
+    }
   }
 
   #handleTcp(message: Buffer, from: string): Buffer | undefined | Promise<Buffer> {

@@ -1,8 +1,10 @@
-// Owns DNS over UDP: one socket, which gives prepared answers by itself and passes on all other questions.
+// Owns DNS over UDP: one socket, which gives prepared answers by itself and passes on all other questions, and which may
+// leave the port to others without a question lost.
 // Must not know what is in a message, nor import what does: each worker thread loads this (worker.ts).
 import { createSocket, type Socket } from 'node:dgram';
 import { once } from 'node:events';
 import { isIPv6 } from 'node:net';
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { PreparedAnswers } from './prepared.ts';
 
 export interface UdpServiceOptions {
@@ -14,9 +16,20 @@ export interface UdpServiceOptions {
   onError: (error: Error) => void;
 }
 
+/** Sends an answer from the port. */
+export type Send = (answer: Buffer, address: string, port: number) => void;
+
+/** Where nobody is: the port for what is to be discarded (RFC 863). */
+const nobody = 9;
+
+/** What waits in a socket has been read after so many milliseconds. */
+const leaveMs = 250;
+
 export class UdpService {
   readonly #options: UdpServiceOptions;
   #socket: Socket | undefined;
+  /** Answers for us while we have left. */
+  #elsewhere: Send | undefined;
 
   constructor(options: UdpServiceOptions) {
     this.#options = options;
@@ -45,6 +58,25 @@ export class UdpService {
     socket.bind({ port, address });
     await listening;
     socket.on('error', (error) => this.#options.onError(error));
+    this.#elsewhere = undefined;
+  }
+
+  /**
+   * Leaves the port to other sockets that listen there already; {@link listen} comes back.
+   * @param elsewhere sends what is still to be answered here
+   */
+  async leave(elsewhere: Send): Promise<void> {
+    const socket = this.#socket;
+    if (socket === undefined) return;
+    this.#socket = undefined;
+    this.#elsewhere = elsewhere;
+    // A connected socket gets nothing but from its peer, and what has come before can still be read. To close it at once
+    // would throw that away.
+    const connected = once(socket, 'connect');
+    socket.connect(nobody, isIPv6(socket.address().address) ? '::1' : '127.0.0.1');
+    await connected;
+    await sleep(leaveMs, undefined, { ref: false });
+    socket.close();
   }
 
   async close(): Promise<void> {
@@ -58,7 +90,9 @@ export class UdpService {
 
   send(answer: Buffer, address: string, port: number): void {
     // Nobody can be answered at port 0, and nobody waits once this is closed. Whether it arrives is the asker's to notice.
-    if (port !== 0) this.#socket?.send(answer, port, address);
+    if (port === 0) return;
+    if (this.#elsewhere === undefined) this.#socket?.send(answer, port, address);
+    else this.#elsewhere(answer, address, port);
   }
 
   #receive(question: Buffer, address: string, port: number): void {

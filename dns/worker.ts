@@ -1,5 +1,5 @@
 // Owns one worker thread of the name server: a socket of its own on the same port, and the answers it may give by itself.
-// Must not decide what is answered: what it has no answer for goes to the main thread, which answers in its place.
+// Must not decide what is answered: what it has no answer for it asks the main thread.
 import { parentPort, workerData } from 'node:worker_threads';
 import { PreparedAnswers } from './prepared.ts';
 import { UdpService } from './udp.ts';
@@ -9,15 +9,24 @@ export interface WorkerSettings {
   address: string;
 }
 
+export interface Answer {
+  message: Uint8Array;
+  address: string;
+  port: number;
+}
+
 /** What the main thread tells. */
 export type ToWorker =
-  /** One question was looked at, and perhaps its answer may be given again. */
-  | { kind: 'done'; keep?: { question: Uint8Array; from: string; answer: Uint8Array; keepMs: number } }
+  /** What to answer to one of its questions, if anything; and, with the question, for how long that may be given again. */
+  | { kind: 'answer'; to?: Answer; keep?: { question: Uint8Array; keepMs: number } }
+  /** A question that came in at another socket. */
+  | { kind: 'send'; to: Answer }
   /** Nothing that was told is true any more. */
   | { kind: 'clear' };
 
 /** What a worker tells. */
 export type FromWorker =
+  | { kind: 'listening' }
   | { kind: 'question'; question: Uint8Array; address: string; port: number }
   /** It has had little to do for a while. */
   | { kind: 'idle' };
@@ -54,12 +63,15 @@ async function main(): Promise<void> {
       prepared.clear();
       return;
     }
-    pending -= 1;
-    if (message.keep === undefined) return;
-    const { question, from, answer, keepMs } = message.keep;
-    prepared.keep(buffer(question), from, buffer(answer), keepMs);
+    if (message.kind === 'answer') pending -= 1;
+    if (message.to === undefined) return;
+    const { to } = message;
+    udp.send(buffer(to.message), to.address, to.port);
+    if (message.kind === 'answer' && message.keep !== undefined)
+      prepared.keep(buffer(message.keep.question), to.address, buffer(to.message), message.keep.keepMs);
   });
   await udp.listen(port, address);
+  tell({ kind: 'listening' });
   setInterval(() => {
     if (questions < idleQuestions) tell({ kind: 'idle' });
     questions = 0;

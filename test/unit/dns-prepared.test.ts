@@ -142,7 +142,7 @@ describe('DNS: threads', function () {
     await dns.close();
   });
 
-  it('help when there is much to do, know what changes, and end with the server', async () => {
+  it('answer when there is much to do, know what changes, and end with the server', async () => {
     let zone = zoneWith(addresses);
     dns = new DnsServer({
       port: 0,
