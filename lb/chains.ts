@@ -1,8 +1,10 @@
 // Owns the pieces of nft that both engines share: translating to a real server, and refusing what has none.
 // Must not know which engine uses them.
+import { isIPv4 } from 'node:net';
 import { markBase, markMask } from '../net/names.ts';
 import { contentName, type NftBaseChain, type NftPart, type NftSet } from '../net/table.ts';
-import { takers, virtualServerId, type VirtualServer } from './model.ts';
+import { fillTable, placesFor } from './maglev.ts';
+import { takers, virtualServerId, type Choice, type RealServer, type VirtualServer } from './model.ts';
 
 /**
  * The nat hooks run just ahead of Docker's own mesh, which translates published ports at -100 whatever the order of
@@ -60,16 +62,85 @@ export function portKey({ protocol, port }: { protocol: string; port: number }):
   return `${protocol} . ${port}`;
 }
 
-/** A chain that translates a connection to the real servers in turn. */
+/** A chain that translates a connection to one of the real servers, if it may come in at all. */
 export function translation(server: VirtualServer): { name: string; rules: string[] } {
-  const rules = [translate(server)];
+  const rules = [...refused(server).map((match) => `${match} ${decidedHere}`), translate(server)];
   return { name: contentName(virtualServerId(server), rules), rules };
 }
 
+/** What matches the connections to a published port that its policy does not let in. The node's own need no allowance. */
+export function refused(server: VirtualServer): string[] {
+  if (server.kind === 'vip') return [];
+  const { bind, allow, deny } = server.policy ?? {};
+  const matches: string[] = [];
+  if (bind !== undefined) {
+    const [addresses, devices] = [bind.filter((item) => isIPv4(item)), bind.filter((item) => !isIPv4(item))];
+    const other = [
+      ...(addresses.length > 0 ? [`ip daddr != { ${addresses.join(', ')} }`] : []),
+      ...(devices.length > 0 ? [`iifname != { ${devices.map((name) => `"${name}"`).join(', ')} }`] : []),
+    ];
+    matches.push(other.join(' '));
+  }
+  if (deny !== undefined) matches.push(`fib saddr type != local ip saddr { ${deny.join(', ')} }`);
+  if (allow !== undefined) matches.push(`fib saddr type != local ip saddr != { ${allow.join(', ')} }`);
+  return matches;
+}
+
+/** Schedulers to which all that take connections are the same, as in IPVS. */
+const unweighted: ReadonlySet<string> = new Set(['rr', 'lc']);
+
+/** How nft comes nearest to what the policy wants. */
+function choiceOf({ policy = {} }: VirtualServer): Choice {
+  if (policy.scheduler === 'sh' || policy.affinity !== undefined) return 'source';
+  return policy.scheduler === 'mh' ? 'flow' : 'turn';
+}
+
+/** The same at every node, so that the same client hashes to the same place. */
+const hashSeed = '0x63617573';
+
 function translate(server: VirtualServer): string {
-  const turns = takers(server);
-  if (turns.length === 0) return decidedHere;
-  const map = turns.map(({ address }, turn) => `${turn} : ${address}`).join(', ');
-  const target = `dnat ip to numgen inc mod ${turns.length} map { ${map} }`;
+  const servers = takers(server);
+  if (servers.length === 0) return decidedHere;
+  const { scheduler = 'wrr' } = server.policy ?? {};
+  const target = `dnat ip to ${choose(servers, choiceOf(server), !unweighted.has(scheduler))}`;
   return server.kind === 'vip' ? target : `meta l4proto ${server.protocol} ${target} : ${server.targetPort}`;
+}
+
+function choose(servers: readonly RealServer[], choice: Choice, weighted: boolean): string {
+  const addresses = servers.map(({ address }) => address);
+  const weights = servers.map(({ weight }) => (weighted ? weight : 1));
+  if (choice === 'turn' || servers.length === 1) {
+    const shares = sharesOf(weights);
+    const turns = shares.flatMap((share, at) => new Array<number>(share).fill(at));
+    return `numgen inc mod ${turns.length} map { ${ranges(turns, addresses)} }`;
+  }
+  const places = placesFor(servers.length);
+  const table = fillTable(
+    addresses.map((name, at) => ({ name, weight: weights[at] ?? 1 })),
+    places,
+  );
+  const what = choice === 'source' ? 'ip saddr' : 'ip saddr . th sport';
+  return `jhash ${what} mod ${places} seed ${hashSeed} map { ${ranges(table, addresses)} }`;
+}
+
+/** The smallest numbers in the proportion of the weights. */
+function sharesOf(weights: readonly number[]): number[] {
+  const common = weights.reduce(greatestDivisor, 0);
+  return weights.map((weight) => weight / common);
+}
+
+function greatestDivisor(one: number, other: number): number {
+  return other === 0 ? one : greatestDivisor(other, one % other);
+}
+
+/** Elements of a map from places to addresses; neighbours with the same address are one element. */
+function ranges(table: readonly number[], addresses: readonly string[]): string {
+  const elements: string[] = [];
+  for (let from = 0; from < table.length;) {
+    let to = from;
+    while (to + 1 < table.length && table[to + 1] === table[from]) to += 1;
+    elements.push(`${from === to ? from : `${from}-${to}`} : ${addresses[table[from] ?? 0] ?? ''}`);
+    from = to + 1;
+  }
+  return elements.join(', ');
 }

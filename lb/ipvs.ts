@@ -1,7 +1,7 @@
 // Owns the engine for kernels with IPVS: nft marks what belongs to a virtual server, one IPVS service per mark balances.
 // Must not run anything; lb/ipvsadm.ts does.
 import { once } from '../delta/list.ts';
-import type { NftLayout, NftPart } from '../net/table.ts';
+import { contentName, type NftLayout, type NftPart } from '../net/table.ts';
 import {
   aheadOfDocker,
   balanced,
@@ -11,6 +11,7 @@ import {
   marked,
   portKey,
   refusal,
+  refused,
   refuseKnown,
   toNode,
   translation,
@@ -27,12 +28,18 @@ const isReply = 'ct direction reply return';
 
 /** A VIP is a local address too: what goes to one is no business of the published ports, served or not. */
 const toVip = `${balanced} ip daddr @vips goto mark_vip`;
+/** Ports that not everybody may come in by: who may not is not marked, and refused where everything unmarked is. */
+const guard = `${toNode} ${balanced} meta l4proto . th dport vmap @port_guards`;
 const markPort = `${toNode} ${balanced} meta mark set meta l4proto . th dport map @port_marks`;
+
+/** Whoever was not let in, Docker's mesh shall not let in either. */
+const published = `${toNode} ${balanced} meta l4proto . th dport @published ${decidedHere}`;
 
 const layout: NftLayout = {
   sets: {
     ...knownSets,
     vip_marks: { kind: 'map', declaration: 'type ipv4_addr : mark;' },
+    port_guards: { kind: 'map', declaration: 'type inet_proto . inet_service : verdict;' },
     port_marks: { kind: 'map', declaration: 'type inet_proto . inet_service : mark;' },
     loopback_chains: { kind: 'map', declaration: 'type inet_proto . inet_service : verdict;' },
   },
@@ -40,15 +47,15 @@ const layout: NftLayout = {
     mark_vip: { rules: ['meta mark set ip daddr map @vip_marks'] },
     mark_in: {
       hook: 'type filter hook prerouting priority mangle; policy accept;',
-      rules: [isReply, toVip, markPort],
+      rules: [isReply, toVip, guard, markPort],
     },
     mark_out: {
       hook: 'type filter hook output priority mangle; policy accept;',
-      rules: [isReply, toVip, `ip daddr != 127.0.0.0/8 ${markPort}`],
+      rules: [isReply, toVip, ...[guard, markPort].map((rule) => `ip daddr != 127.0.0.0/8 ${rule}`)],
     },
     balance_in: {
       hook: `type nat hook prerouting priority ${aheadOfDocker}; policy accept;`,
-      rules: [`${marked} ${decidedHere}`],
+      rules: [`${marked} ${decidedHere}`, published],
     },
     balance_out: {
       hook: `type nat hook output priority ${aheadOfDocker}; policy accept;`,
@@ -56,6 +63,7 @@ const layout: NftLayout = {
         // IPVS refuses to send a packet from 127.0.0.0/8 to another host, so these are translated by nft.
         `ip daddr 127.0.0.0/8 ${balanced} meta l4proto . th dport vmap @loopback_chains`,
         `${marked} ${decidedHere}`,
+        published,
       ],
     },
     refuse_known: refuseKnown,
@@ -82,6 +90,7 @@ export const ipvsEngine: Engine = {
       marks,
     };
   },
+  shortcomings: () => [],
 };
 
 interface Rendered {
@@ -109,13 +118,28 @@ function renderServer(server: VirtualServer, mark: number): Rendered {
   if (server.kind === 'vip') return { part: { chains: [], elements }, ...service };
   const { name, rules } = translation(server);
   const loopback = ['loopback_chains', key, `goto ${name}`] as const;
-  return { part: { chains: [[name, rules]], elements: [...elements, loopback] }, ...service };
+  const guarding = guardOf(server).map((chain) => ({
+    chain,
+    element: ['port_guards', key, `jump ${chain[0]}`] as const,
+  }));
+  return {
+    part: {
+      chains: [[name, rules], ...guarding.map(({ chain }) => chain)],
+      elements: [...elements, loopback, ...guarding.map(({ element }) => element)],
+    },
+    ...service,
+  };
+}
+
+function guardOf(server: VirtualServer): NftPart['chains'][number][] {
+  const rules = refused(server).map((match) => `${match} accept`);
+  return rules.length === 0 ? [] : [[contentName(`guard-${virtualServerId(server)}`, rules), rules]];
 }
 
 function renderService(server: VirtualServer, mark: number): IpvsService {
   return {
     mark,
-    scheduler: 'rr',
+    ...schedulingOf(server),
     // Port 0: the connection keeps the port it asked the VIP for.
     destinations: new Map(
       connected(server).map(({ address, weight }) => [
@@ -123,6 +147,23 @@ function renderService(server: VirtualServer, mark: number): IpvsService {
         weight,
       ]),
     ),
+  };
+}
+
+/** Without the fallback these two send to a task that drains what hashes to it. */
+const schedulerFlags: Record<string, readonly string[]> = {
+  sh: ['sh-fallback'],
+  mh: ['mh-fallback', 'mh-port'],
+};
+
+function schedulingOf(server: VirtualServer): Pick<IpvsService, 'scheduler' | 'flags' | 'affinity'> {
+  const { scheduler, affinity } = server.policy ?? {};
+  const weighted = new Set(takers(server).map(({ weight }) => weight)).size > 1;
+  const chosen = scheduler ?? (weighted ? 'wrr' : 'rr');
+  return {
+    scheduler: chosen,
+    flags: schedulerFlags[chosen] ?? [],
+    ...(affinity === undefined ? {} : { affinity }),
   };
 }
 

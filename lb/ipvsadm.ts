@@ -9,6 +9,10 @@ export interface IpvsService {
   mark: number;
   /** As ipvsadm(8) names it, e.g. `rr`. */
   scheduler: string;
+  /** The scheduler's, as ipvsadm(8) names them, e.g. `mh-port`; in order. */
+  flags: readonly string[];
+  /** Seconds for which a client stays with its destination; absent: not at all. */
+  affinity?: number;
   /** `ADDRESS:PORT` to weight; port 0 keeps the port of the connection; weight 0 drains. */
   destinations: ReadonlyMap<string, number>;
 }
@@ -20,15 +24,24 @@ export async function observeIpvs(run: Runner): Promise<IpvsService[]> {
 
 /** @param text the output of `ipvsadm --save -n` */
 export function parseIpvs(text: string): IpvsService[] {
-  const services = new Map<number, { scheduler: string; destinations: Map<string, number> }>();
+  const services = new Map<number, Omit<IpvsService, 'mark'> & { destinations: Map<string, number> }>();
   for (const line of text.split('\n')) {
     const words = line.trim().split(/\s+/);
-    const option = (name: string): string | undefined => words[words.indexOf(name) + 1];
+    const option = (name: string): string | undefined =>
+      words.includes(name) ? words[words.indexOf(name) + 1] : undefined;
     if (!words.includes('-f')) continue;
     const mark = Number(option('-f'));
     // >>> 0: bit operations are signed in JavaScript.
     if ((mark & markMask) >>> 0 !== markBase) continue;
-    if (words[0] === '-A') services.set(mark, { scheduler: option('-s') ?? '', destinations: new Map() });
+    if (words[0] === '-A') {
+      const affinity = option('-p');
+      services.set(mark, {
+        scheduler: option('-s') ?? '',
+        flags: option('-b')?.split(',').sort() ?? [],
+        ...(affinity === undefined ? {} : { affinity: Number(affinity) }),
+        destinations: new Map(),
+      });
+    }
     if (words[0] === '-a') services.get(mark)?.destinations.set(option('-r') ?? '', Number(option('-w')));
   }
   return [...services].map(([mark, rest]) => ({ mark, ...rest }));
@@ -47,11 +60,13 @@ export function planIpvs(actual: readonly IpvsService[], desired: readonly IpvsS
   const remove: string[] = [];
   const { removed, added } = difference(actual, desired);
   const have = new Map(removed.map((service) => [service.mark, service]));
-  for (const { mark, scheduler, destinations } of added) {
+  for (const service of added) {
+    const { mark, destinations } = service;
     const present = have.get(mark);
     have.delete(mark);
-    if (present?.scheduler !== scheduler)
-      add.push(`${present === undefined ? '-A' : '-E'} -f ${mark} -s ${scheduler}`);
+    const how = schedule(service);
+    if (present === undefined || schedule(present) !== how)
+      add.push(`${present === undefined ? '-A' : '-E'} -f ${mark} ${how}`);
     for (const [destination, weight] of destinations) {
       const before = present?.destinations.get(destination);
       if (before === weight) continue;
@@ -63,6 +78,15 @@ export function planIpvs(actual: readonly IpvsService[], desired: readonly IpvsS
   }
   for (const mark of have.keys()) remove.push(`-D -f ${mark}`);
   return { add, remove };
+}
+
+/** The words that say how a service balances. */
+function schedule({ scheduler, flags, affinity }: IpvsService): string {
+  return [
+    `-s ${scheduler}`,
+    ...(flags.length > 0 ? [`-b ${flags.join(',')}`] : []),
+    ...(affinity === undefined ? [] : [`-p ${affinity}`]),
+  ].join(' ');
 }
 
 /**

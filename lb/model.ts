@@ -1,6 +1,7 @@
 // Owns the words of the load balancer: virtual servers, real servers, and what an engine is.
 // Must not know Docker, nor how an engine does it.
 import type { NftContent, NftLayout } from '../net/table.ts';
+import type { PolicyRecord } from '../store/records.ts';
 import type { IpvsService } from './ipvsadm.ts';
 
 export type Protocol = 'tcp' | 'udp' | 'sctp';
@@ -17,6 +18,7 @@ export interface VipServer {
   kind: 'vip';
   address: string;
   realServers: readonly RealServer[];
+  policy?: PolicyRecord;
 }
 
 /** A port on every address of every node that stands for a port of the tasks of a service. */
@@ -28,6 +30,7 @@ export interface PortServer {
   /** The port the tasks listen on. */
   targetPort: number;
   realServers: readonly RealServer[];
+  policy?: PolicyRecord;
 }
 
 export type VirtualServer = VipServer | PortServer;
@@ -41,6 +44,15 @@ export function virtualServerId(server: VirtualServer): string {
 export function takers({ realServers }: VirtualServer): readonly RealServer[] {
   return realServers.filter(({ weight }) => weight > 0);
 }
+
+/** By what the next real server is chosen. */
+export type Choice =
+  /** In turn, each by its weight. */
+  | 'turn'
+  /** By the client's address: it gets the same one as long as the real servers stay. */
+  | 'source'
+  /** By the client's address and port: any node makes the same choice for the same connection. */
+  | 'flow';
 
 /** What an engine puts into the kernel for a set of virtual servers. */
 export interface EngineState {
@@ -61,4 +73,6 @@ export interface Engine {
    * @param kept marks that virtual servers have in the kernel now, by {@link virtualServerId}: they keep them
    */
   render(servers: readonly VirtualServer[], kept: ReadonlyMap<string, number>): EngineState;
+  /** What of the policy it cannot do, and what it does instead; in words for the user. */
+  shortcomings(policy: PolicyRecord | undefined): string[];
 }

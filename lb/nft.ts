@@ -48,6 +48,20 @@ export const nftEngine: Engine = {
       marks: new Map(),
     };
   },
+  shortcomings({ scheduler, affinity } = {}) {
+    return [
+      ...(scheduler === 'lc' || scheduler === 'wlc'
+        ? [
+            `engine nft does not count connections: scheduler ${scheduler} is ${scheduler === 'lc' ? 'rr' : 'wrr'} here`,
+          ]
+        : []),
+      ...(affinity === undefined
+        ? []
+        : [
+            `engine nft does not count seconds: affinity=${affinity} keeps a client with its task for as long as the tasks stay`,
+          ]),
+    ];
+  },
 };
 
 /** There is one node to a process, and its servers hardly change from one time to the next. */

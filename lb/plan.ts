@@ -1,5 +1,6 @@
 // Owns the decision which virtual servers there are and who serves them. Pure, but for what it remembers of the last time.
 // Must not know how an engine does it.
+import { isDeepStrictEqual } from 'node:util';
 import { difference, sameItems } from '../delta/list.ts';
 import type { EndpointRecord, NetworkRecord, ServiceRecord } from '../store/records.ts';
 import {
@@ -21,6 +22,7 @@ export interface ServicePlan {
 }
 
 /**
+ * @param node that balances
  * @param hidden ids of nodes that are lost: their tasks get no new connections, unless a service has no others
  * @returns one virtual server for each VIP and each published port of the services
  */
@@ -28,9 +30,10 @@ export function planVirtualServers(
   services: readonly ServiceRecord[],
   networks: readonly NetworkRecord[],
   endpoints: readonly EndpointRecord[],
+  node: string,
   hidden: ReadonlySet<string> = new Set(),
 ): VirtualServer[] {
-  const plans = new ServicePlanner().plan(services, networks, endpoints, hidden);
+  const plans = new ServicePlanner(node).plan(services, networks, endpoints, hidden);
   return plans.flatMap(({ vips, ports }) => [...vips.map(({ server }) => server), ...ports]);
 }
 
@@ -39,6 +42,8 @@ export function planVirtualServers(
  * which did. What stays the same is the same object.
  */
 export class ServicePlanner {
+  /** That balances. */
+  readonly #node: string;
   #services: readonly ServiceRecord[] = [];
   #networks: readonly NetworkRecord[] = [];
   #endpoints: readonly EndpointRecord[] = [];
@@ -52,6 +57,10 @@ export class ServicePlanner {
   readonly #users = new Claims<ServiceRecord>();
   /** Services that want the virtual server, by its id. */
   readonly #owners = new Claims<ServiceRecord>();
+
+  constructor(node: string) {
+    this.#node = node;
+  }
 
   /** As {@link planVirtualServers}; of two that claim the same, one is heard, and the same one at every node. */
   plan(
@@ -124,13 +133,14 @@ export class ServicePlanner {
   }
 
   #planService(service: ServiceRecord, old: ServicePlan | undefined): ServicePlan {
+    const policy = service.policy === undefined ? {} : { policy: service.policy };
     const isOwn = (server: VirtualServer): boolean =>
       this.#owners.winner(virtualServerId(server)) === service;
     const vips = Object.entries(service.vips)
       .filter(([network]) => this.#known.has(network))
       .map(([network, address]) => ({
         network,
-        server: { kind: 'vip', address, ...this.#serversOn(service, network) } as const,
+        server: { kind: 'vip', address, ...policy, ...this.#serversOn(service, network) } as const,
       }))
       .filter(({ server }) => isOwn(server))
       .map(({ network, server: { targets: _, ...server } }) => ({
@@ -144,7 +154,7 @@ export class ServicePlanner {
     if (entrance === undefined || service.ports.length === 0) return { vips, ports: [], targets: [] };
     const { realServers, targets } = this.#serversOn(service, entrance);
     const ports = service.ports
-      .map((port) => ({ kind: 'port', ...port, realServers }) as const)
+      .map((port) => ({ kind: 'port', ...port, ...policy, realServers }) as const)
       .filter(isOwn)
       .map((server) => kept(server, old?.ports));
     return { vips, ports, entrance, targets };
@@ -154,21 +164,29 @@ export class ServicePlanner {
     service: ServiceRecord,
     network: string,
   ): { realServers: RealServer[]; targets: EndpointRecord[] } {
-    const servers = service.tasks.flatMap(({ addresses, draining }) => {
+    const servers = service.tasks.flatMap(({ addresses, draining, weight = 1 }) => {
       const address = addresses[network];
       const target = this.#present.winner(place(network, address ?? ''));
       // A task Swarm still believes in, but whose endpoint is gone, answers no more.
       if (address === undefined || target === undefined) return [];
-      return [{ address, draining, target, lost: this.#hidden.has(target.node) }];
+      const [lost, local] = [this.#hidden.has(target.node), target.node === this.#node];
+      return [{ address, draining, weight, target, lost, local }];
     });
     // When all that could serve seem lost, it may be this node that is: asking them is better than refusing.
     const trusting = !servers.some(({ draining, lost }) => !draining && !lost);
+    const { locality = 'any' } = service.policy ?? {};
+    const near =
+      locality === 'local' ||
+      (locality === 'prefer-local' && servers.some(({ local, draining }) => local && !draining));
     return {
       // Not at weight 0, at which IPVS would keep what was begun and not answered with the lost one. Its established
       // connections cannot go on there; with nft they wait in conntrack, and do when it comes back.
       realServers: servers
         .filter(({ lost }) => !lost || trusting)
-        .map(({ address, draining }) => ({ address, weight: draining ? 0 : 1 })),
+        .map(({ address, draining, weight, local }) => ({
+          address,
+          weight: draining || (near && !local) ? 0 : weight,
+        })),
       targets: servers.map(({ target }) => target),
     };
   }
@@ -230,6 +248,7 @@ function isSame(one: VirtualServer, other: VirtualServer): boolean {
   return (
     virtualServerId(one) === virtualServerId(other) &&
     (one.kind === 'vip' || other.kind === 'vip' || port(one) === port(other)) &&
+    (one.policy === other.policy || isDeepStrictEqual(one.policy, other.policy)) &&
     one.realServers.length === other.realServers.length &&
     one.realServers.every(({ address, weight }, at) => {
       const real = other.realServers[at];

@@ -2,7 +2,7 @@
 // Must not change anything.
 import express, { type Express, type NextFunction, type Request, type Response } from 'express';
 import { planVirtualServers } from '../lb/plan.ts';
-import { virtualServerId } from '../lb/model.ts';
+import { virtualServerId, type Engine } from '../lb/model.ts';
 import type { PeerView } from '../peers/peers.ts';
 import type { Difference, ReplicaState } from '../store/replica.ts';
 import { revisionOf, type Records } from '../store/records.ts';
@@ -14,6 +14,8 @@ export interface Facts {
   version: string;
   node: string;
   engine: { name: string; why: string };
+  /** What of a policy the engine cannot do. */
+  shortcomings: Engine['shortcomings'];
   report: () => PassReport;
   /** Ids of nodes that are lost now. */
   hidden: () => ReadonlySet<string>;
@@ -45,7 +47,13 @@ export function createAdminServer(facts: Facts, records: Records): Express {
     ]);
     const report = facts.report();
     const values = <T>({ rows }: { rows: readonly { value: T }[] }): T[] => rows.map(({ value }) => value);
-    const servers = planVirtualServers(values(services), values(networks), values(endpoints), facts.hidden());
+    const servers = planVirtualServers(
+      values(services),
+      values(networks),
+      values(endpoints),
+      facts.node,
+      facts.hidden(),
+    );
     const corrupt = [nodes, networks, presence, endpoints, services].flatMap((table) =>
       table.corrupt.map(({ error }) => error.message),
     );
@@ -68,7 +76,11 @@ export function createAdminServer(facts: Facts, records: Records): Express {
       presence: values(presence),
       endpoints: values(endpoints),
       services: values(services),
-      virtualServers: servers.map((server) => ({ id: virtualServerId(server), ...server })),
+      virtualServers: servers.map((server) => ({
+        id: virtualServerId(server),
+        ...server,
+        shortcomings: facts.shortcomings(server.policy),
+      })),
       corrupt,
     });
   });

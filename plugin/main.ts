@@ -9,7 +9,7 @@ import { canRedirect } from '../net/redirect.ts';
 import { createRunner } from '../net/run.ts';
 import { fileSysctl } from '../net/sysctl.ts';
 import packageJson from '../package.json' with { type: 'json' };
-import { openRecords } from '../store/records.ts';
+import { openRecords, type PolicyRecord } from '../store/records.ts';
 import { connectDocker } from '../swarm/docker.ts';
 import { describeNetworks, runPublisher, type Observation } from '../swarm/publisher.ts';
 import { adminAddress, createAdminServer } from './admin.ts';
@@ -115,6 +115,7 @@ async function main(): Promise<void> {
     version: packageJson.version,
     node,
     engine: { name: engine.name, why },
+    shortcomings: (policy: PolicyRecord | undefined) => engine.shortcomings(policy),
     report: () => reconciler.report,
     hidden,
     store: () => replica?.state ?? ('embedded' as const),

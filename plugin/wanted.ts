@@ -71,10 +71,11 @@ interface ServicePart {
  */
 export class WantedPlanner {
   readonly #node: string;
-  readonly #services = new ServicePlanner();
+  readonly #services: ServicePlanner;
 
   constructor(node: string) {
     this.#node = node;
+    this.#services = new ServicePlanner(node);
   }
 
   plan({ nodes, networks, presence, endpoints, services }: NodeRecords, hidden: ReadonlySet<string>): Wanted {

@@ -92,6 +92,24 @@ export const NameRecord = z.object({
 });
 export type NameRecord = z.infer<typeof NameRecord>;
 
+export const schedulers = ['rr', 'wrr', 'lc', 'wlc', 'sh', 'mh'] as const;
+export const localities = ['any', 'prefer-local', 'local'] as const;
+
+/** How a service wants to be balanced and published, as its labels say (docs/policy.md). What is absent is as by default. */
+export const PolicyRecord = z.object({
+  scheduler: z.enum(schedulers).optional(),
+  /** A client stays with its task for so many seconds after its last connection. */
+  affinity: z.number().int().optional(),
+  locality: z.enum(localities).optional(),
+  /** Where its ports are published: addresses of nodes, and names of their devices. */
+  bind: z.array(z.string()).optional(),
+  /** CIDR, none within another: who may connect to its published ports. */
+  allow: z.array(z.string()).optional(),
+  /** CIDR, none within another: who may not. */
+  deny: z.array(z.string()).optional(),
+});
+export type PolicyRecord = z.infer<typeof PolicyRecord>;
+
 /** `services/ID`: a Swarm service on at least one of our networks. */
 export const ServiceRecord = z.object({
   v: z.literal(1),
@@ -120,8 +138,13 @@ export const ServiceRecord = z.object({
       addresses: z.record(z.string(), address),
       /** It shall not run any longer: no new connections, established ones go on. */
       draining: z.boolean(),
+      /** Its share of new connections, in proportion; absent: 1. */
+      weight: z.number().int().optional(),
     }),
   ),
+  policy: PolicyRecord.optional(),
+  /** Labels that are left out of account, each with the reason, in words for the user. */
+  problems: z.array(z.string()).optional(),
 });
 export type ServiceRecord = z.infer<typeof ServiceRecord>;
 

@@ -40,11 +40,15 @@ const Port = z.object({
 
 const Attachment = z.object({ Target: z.string(), Aliases: z.array(z.string()).nullish() });
 
+const Labels = z.record(z.string(), z.string()).nullish();
+
 const Service = z.object({
   ID: z.string(),
   Spec: z.object({
     Name: z.string(),
+    Labels,
     TaskTemplate: z.object({
+      ContainerSpec: z.object({ Labels }).nullish(),
       Networks: z.array(Attachment).nullish(),
     }),
     Networks: z.array(Attachment).nullish(),
@@ -64,6 +68,7 @@ const Task = z.object({
   NodeID: z.string().default(''),
   DesiredState: z.string(),
   Status: z.object({ State: z.string() }),
+  Spec: z.object({ ContainerSpec: z.object({ Labels }).nullish() }).nullish(),
   NetworksAttachments: z
     .array(z.object({ Network: z.object({ ID: z.string() }), Addresses: z.array(z.string()).nullish() }))
     .nullish(),

@@ -161,7 +161,13 @@ async function publish(
   });
   const ops: Op[] = [];
   for (const record of wanted) {
-    if (!isDeepStrictEqual(before.get(record.id), record)) ops.push(records.services.set(record.id, record));
+    const known = before.get(record.id);
+    if (!isDeepStrictEqual(known, record)) ops.push(records.services.set(record.id, record));
+    if (record.problems !== undefined && !isDeepStrictEqual(known?.problems, record.problems))
+      log.warn(
+        { service: record.name, problems: record.problems },
+        'labels of a service are left out of account',
+      );
     before.delete(record.id);
   }
   for (const id of before.keys()) ops.push(records.services.remove(id));

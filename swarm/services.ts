@@ -2,6 +2,7 @@
 // Must not call Docker or the store.
 import type { ServiceRecord } from '../store/records.ts';
 import type { Service, Task } from './docker.ts';
+import { readPolicy, readTaskPolicy } from './policy.ts';
 
 /** What is known outside of Swarm's lists. */
 export interface Known {
@@ -55,6 +56,8 @@ function renderService({ ID, Spec, Endpoint }: Service, tasks: readonly Task[], 
   const aliases = attachments.flatMap(({ Target, Aliases }) =>
     networks.has(Target) && Aliases && Aliases.length > 0 ? [[Target, Aliases] as const] : [],
   );
+  const policy = readPolicy(Spec.Labels);
+  const problems = [...policy.problems, ...readTaskPolicy(Spec.TaskTemplate.ContainerSpec?.Labels).problems];
   return {
     v: 1,
     id: ID,
@@ -64,17 +67,25 @@ function renderService({ ID, Spec, Endpoint }: Service, tasks: readonly Task[], 
     ...(aliases.length > 0 ? { aliases: Object.fromEntries(aliases) } : {}),
     ports,
     tasks: [...running, ...draining(ID, running, known)].sort((a, b) => (a.id < b.id ? -1 : 1)),
+    ...(Object.keys(policy.value).length > 0 ? { policy: policy.value } : {}),
+    ...(problems.length > 0 ? { problems } : {}),
   };
 }
 
 type TaskEntry = ServiceRecord['tasks'][number];
 
-function renderTask({ ID, NetworksAttachments }: Task, known: Known): TaskEntry {
+function renderTask({ ID, NetworksAttachments, Spec }: Task, known: Known): TaskEntry {
+  const { weight } = readTaskPolicy(Spec?.ContainerSpec?.Labels).value;
   const addresses = (NetworksAttachments ?? []).flatMap(({ Network, Addresses }) => {
     const first = Addresses?.[0];
     return known.networks.has(Network.ID) && first !== undefined ? [[Network.ID, bare(first)] as const] : [];
   });
-  return { id: ID, addresses: Object.fromEntries(addresses), draining: false };
+  return {
+    id: ID,
+    addresses: Object.fromEntries(addresses),
+    draining: false,
+    ...(weight === undefined ? {} : { weight }),
+  };
 }
 
 /** Tasks that took connections and shall not run any longer, for as long as they have an endpoint to answer from. */

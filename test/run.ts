@@ -171,7 +171,7 @@ const stages: Stage[] = [
     // What of the Docker suite there is time for on an emulated processor.
     run: () =>
       mochaInVm(
-        ['test/kernel/datapath.test.ts'],
+        ['test/kernel/datapath.test.ts', 'test/kernel/policy.test.ts'],
         ['--grep', '#main', 'test/kernel/cluster.test.ts'],
         ['--grep', '#main', 'test/docker/single-node.test.ts'],
       ),

@@ -2,6 +2,7 @@
 // Must reject every line it does not know.
 
 interface FakeService {
+  /** With its flags, and how long a client stays. */
   scheduler: string;
   destinations: Map<string, string>;
 }
@@ -13,7 +14,7 @@ export interface Outcome {
 }
 
 const line =
-  /^-(?<verb>[AEDaed]) -f (?<mark>\d+)(?: -s (?<scheduler>\w+))?(?: -r (?<server>\S+))?(?: -m -w (?<weight>\d+))?$/;
+  /^-(?<verb>[AEDaed]) -f (?<mark>\d+)(?: -s (?<scheduler>\w+(?: -b [\w,-]+)?(?: -p \d+)?))?(?: -r (?<server>\S+))?(?: -m -w (?<weight>\d+))?$/;
 
 export class FakeIpvs {
   readonly services = new Map<number, FakeService>();

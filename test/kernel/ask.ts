@@ -18,3 +18,18 @@ export async function askMany(
     clients: [...new Set(seen.map(({ client }) => client))],
   };
 }
+
+/** Asks several times, one after the other. @returns how often each server answered */
+export async function countMany(
+  peer: Peer,
+  host: string,
+  port: number,
+  times: number,
+): Promise<Record<string, number>> {
+  const counts: Record<string, number> = {};
+  for (let turn = 0; turn < times; turn += 1) {
+    const { server } = await peer.ask(host, port);
+    counts[server] = (counts[server] ?? 0) + 1;
+  }
+  return counts;
+}

@@ -152,6 +152,49 @@ describe(`data path between nodes, engine ${engine}`, function () {
     await world.client.ip('link', 'del', 'forged');
   });
 
+  it('causeway.lb.locality: tasks of the node that balances come first, or are all there is #main', async () => {
+    await world.label(service, { 'causeway.lb.locality': 'prefer-local' });
+    for (const [index, { address }] of world.nodes.entries()) {
+      assert.deepEqual((await askMany(client, address, 8080, 4)).servers, [`web${index}`]);
+      assert.deepEqual((await askMany(askers[index]!, service.vip, 80, 4)).servers, [`web${index}`]);
+    }
+    await world.scale(service, web.slice(0, 2));
+    assert.deepEqual((await askMany(client, world.nodes[2]!.address, 8080, 4)).servers, ['web0', 'web1']);
+    await world.label(service, { 'causeway.lb.locality': 'local' });
+    assert.deepEqual((await askMany(client, world.nodes[1]!.address, 8080, 4)).servers, ['web1']);
+    await assert.rejects(client.ask(world.nodes[2]!.address, 8080), /ECONNREFUSED/);
+    await world.scale(service, web);
+    await world.label(service, {});
+  });
+
+  it('causeway.lb.scheduler=mh: a connection goes on when its packets come in by another node #main', async () => {
+    await world.label(service, { 'causeway.lb.scheduler': 'mh' });
+    // An address that both have, and a balancer before them, which sends the client's packets to one or the other.
+    const [first, , third] = world.nodes;
+    assert.ok(first && third);
+    const shared = '203.0.113.100';
+    for (const { namespace } of [first, third])
+      await namespace.ip('address', 'add', `${shared}/32`, 'dev', 'lo');
+    const by = (node: typeof first): Promise<string> =>
+      world.client.ip('route', 'replace', shared, 'via', node.address);
+    await by(first);
+    const held = new Map<string, string>();
+    for (let at = 0; at < 12; at += 1) {
+      await client.open(`held${at}`, shared, 8080);
+      held.set(`held${at}`, (await client.use(`held${at}`)).server);
+    }
+    assert.deepEqual([...new Set(held.values())].sort(), all);
+    await by(third);
+    // The first node's own task would be lost with the node, and the third one's kernel knows the connections to its own
+    // already, as those of the first node's clients (docs/policy.md).
+    for (const [key, server] of held)
+      if (server === 'web1') assert.equal((await client.use(key)).server, server, key);
+    await world.client.ip('route', 'del', shared);
+    for (const { namespace } of [first, third])
+      await namespace.ip('address', 'del', `${shared}/32`, 'dev', 'lo');
+    await world.label(service, {});
+  });
+
   it('hides the tasks of a node that is cut off, and shows them again when it is back #main', async () => {
     const [first, second, third] = world.nodes;
     assert.ok(first && second && third);

@@ -1,6 +1,7 @@
 // Owns a small world of real network namespaces around plugin processes: nodes on one wire, a client beside them, and
 // sandboxes, with the test playing Docker's part in the order Docker was measured to keep. The first node is the manager.
 // Must not assert anything.
+import { isDeepStrictEqual } from 'node:util';
 import { randomBytes } from 'node:crypto';
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -406,12 +407,13 @@ export class World {
     network: TestNetwork,
     ports: string[],
     tasks: TestEndpoint[],
+    labels: Record<string, string> = {},
   ): Promise<TestService> {
     const vip = bare(await this.requestAddress(network.globalPool));
     const service: TestService = { id: id(), name, vip, network };
     this.docker.services.push({
       ID: service.id,
-      Spec: { Name: name, TaskTemplate: { Networks: [{ Target: network.id }] } },
+      Spec: { Name: name, Labels: labels, TaskTemplate: { Networks: [{ Target: network.id }] } },
       Endpoint: {
         Ports: ports.map((text) => {
           const [, published = '', target = '', protocol = 'tcp'] =
@@ -430,11 +432,31 @@ export class World {
     return service;
   }
 
-  /** Makes these endpoints the running tasks of the service, and waits until all nodes balance over them. */
-  async scale(service: TestService, tasks: TestEndpoint[]): Promise<void> {
+  /** `docker service update --label-add …`, as far as these labels are all it has. Waits until all nodes know. */
+  async label(service: TestService, labels: Record<string, string>): Promise<void> {
+    const listed = this.docker.services.find(({ ID }) => ID === service.id);
+    if (listed === undefined) throw new Error(`${service.name} is not listed`);
+    const before = (await this.status()).services.find(({ id }) => id === service.id);
+    listed.Spec.Labels = labels;
+    this.docker.hint();
+    await this.everywhere(({ services, kernel }) => {
+      const record = services.find(({ id }) => id === service.id);
+      return kernel.settled && record !== undefined && !isDeepStrictEqual(record, before);
+    });
+  }
+
+  /**
+   * Makes these endpoints the running tasks of the service, and waits until all nodes balance over them.
+   * @param weights by `--container-label causeway.lb.weight`
+   */
+  async scale(service: TestService, tasks: TestEndpoint[], weights: readonly number[] = []): Promise<void> {
     this.docker.tasks = this.docker.tasks.filter(({ ServiceID }) => ServiceID !== service.id);
-    for (const endpoint of tasks) {
+    for (const [at, endpoint] of tasks.entries()) {
+      const weight = weights[at];
       this.docker.tasks.push({
+        ...(weight !== undefined && {
+          Spec: { ContainerSpec: { Labels: { 'causeway.lb.weight': String(weight) } } },
+        }),
         ID: endpoint.id.slice(0, 25),
         ServiceID: service.id,
         NodeID: 'node',
@@ -454,6 +476,8 @@ export class World {
       return (
         kernel.settled &&
         JSON.stringify(serving?.sort()) === JSON.stringify(wanted) &&
+        JSON.stringify(record?.tasks.flatMap(({ weight }) => weight ?? []).sort()) ===
+          JSON.stringify([...weights].sort()) &&
         wanted.every((address) => known.has(address))
       );
     });
@@ -510,7 +534,12 @@ export interface Status {
   nodes: { id: string; address: string; hidden: boolean }[];
   engine: { name: string; why: string };
   kernel: { settled: boolean; error?: string };
-  services: { id: string; tasks: { draining: boolean; addresses: Record<string, string> }[] }[];
+  services: {
+    id: string;
+    tasks: { draining: boolean; addresses: Record<string, string>; weight?: number }[];
+    problems?: string[];
+  }[];
+  virtualServers: { id: string; shortcomings: string[] }[];
   endpoints: { id: string; address: string }[];
   networks: { id: string; refused?: string }[];
 }

@@ -66,6 +66,18 @@ for (const engine of [nftEngine, ipvsEngine]) {
       );
     });
 
+    it('lets in by a published port whom its policy lets in, and leads others nowhere', () => {
+      const policy = { bind: ['192.0.2.1', 'eth1'], deny: ['10.9.0.0/16'], allow: ['10.0.0.0/8'] };
+      const text = rules(engine, { ...port(two), policy });
+      for (const match of [
+        'ip daddr != { 192.0.2.1 } iifname != { "eth1" }',
+        'fib saddr type != local ip saddr { 10.9.0.0/16 }',
+        'fib saddr type != local ip saddr != { 10.0.0.0/8 }',
+      ])
+        assert.ok(text.includes(`${match} dnat ip to ip daddr\n`), text);
+      assert.doesNotMatch(rules(engine, { ...vip(two), policy }), /192\.0\.2|10\.9/);
+    });
+
     it('gives no new connection to a task that drains', () => {
       assert.doesNotMatch(rules(engine, port(leaving)), /10\.64\.0\.4/);
       assert.match(rules(engine, port(leaving)), /mod 1 /);
@@ -124,12 +136,56 @@ describe('engine nft', () => {
     }
   });
 
+  const heavy = [
+    { address: '10.64.0.3', weight: 2 },
+    { address: '10.64.0.4', weight: 6 },
+  ];
+
+  it('takes turns by weight, in the smallest numbers', () => {
+    const numbers = /numgen inc mod 4 map \{ 0 : 10\.64\.0\.3, 1-3 : 10\.64\.0\.4 \}/;
+    assert.match(rules(nftEngine, port(heavy)), numbers);
+    assert.match(rules(nftEngine, { ...port(heavy), policy: { scheduler: 'wlc' } }), numbers);
+    for (const scheduler of ['rr', 'lc'] as const)
+      assert.match(rules(nftEngine, { ...port(heavy), policy: { scheduler } }), /numgen inc mod 2 /);
+  });
+
+  it('hashes the client, or the client and its port, into a table that is the same at every node', () => {
+    for (const policy of [{ scheduler: 'sh' }, { affinity: 60 }] as const)
+      assert.match(
+        rules(nftEngine, { ...vip(two), policy }),
+        /jhash ip saddr mod 251 seed 0x63617573 map \{ 0/,
+      );
+    const flows = rules(nftEngine, { ...port(two), policy: { scheduler: 'mh' } });
+    assert.match(flows, /jhash ip saddr \. th sport mod 251 seed 0x63617573 map \{ .* \} : 80$/);
+    const other = { ...port(two.toReversed()), policy: { scheduler: 'mh' } } as const;
+    assert.equal(rules(nftEngine, other), flows);
+  });
+
+  it('says what it cannot do, and what it does instead', () => {
+    assert.deepEqual(nftEngine.shortcomings(undefined), []);
+    assert.deepEqual(nftEngine.shortcomings({ scheduler: 'mh', locality: 'local' }), []);
+    assert.match(nftEngine.shortcomings({ scheduler: 'lc' }).join(), /lc is rr/);
+    assert.match(nftEngine.shortcomings({ affinity: 60 }).join(), /affinity=60 .* as long as the tasks stay/);
+  });
+
   it('needs no IPVS', () => {
     assert.deepEqual(nftEngine.render([vip(two), port(two)], none).services, []);
   });
 });
 
 describe('engine ipvs', () => {
+  it('schedules as the policy says, and by weight where weights differ', () => {
+    const of = (policy: VirtualServer['policy'], servers = two): unknown => {
+      const [service] = ipvsEngine.render([{ ...vip(servers), ...(policy && { policy }) }], none).services;
+      return [service?.scheduler, service?.flags, service?.affinity];
+    };
+    assert.deepEqual(of(undefined), ['rr', [], undefined]);
+    assert.deepEqual(of(undefined, [...two, { address: '10.64.0.5', weight: 2 }]), ['wrr', [], undefined]);
+    assert.deepEqual(of({ scheduler: 'lc', affinity: 60 }), ['lc', [], 60]);
+    assert.deepEqual(of({ scheduler: 'sh' }), ['sh', ['sh-fallback'], undefined]);
+    assert.deepEqual(of({ scheduler: 'mh' }), ['mh', ['mh-fallback', 'mh-port'], undefined]);
+  });
+
   const destinations = (server: VirtualServer): Record<string, number> =>
     Object.fromEntries(
       ipvsEngine.render([server], none).services.flatMap((service) => [...service.destinations]),

@@ -17,7 +17,7 @@ import { seeded } from './random.ts';
 const mark = markBase + 1;
 
 function service(destinations: Record<string, number>, number = mark, scheduler = 'rr'): IpvsService {
-  return { mark: number, scheduler, destinations: new Map(Object.entries(destinations)) };
+  return { mark: number, scheduler, flags: [], destinations: new Map(Object.entries(destinations)) };
 }
 
 describe('parseIpvs', () => {
@@ -34,9 +34,14 @@ describe('parseIpvs', () => {
       '-a -f 256 -r 10.0.0.5:0 -m -w 1',
       // The highest bit set: a signed number in JavaScript's bit operations.
       `-A -f 2348810241 -s rr`,
-      `-A -f ${mark} -s rr -p 300`,
+      `-A -f ${mark} -s rr`,
     ].join('\n');
     assert.deepEqual(parseIpvs(text), [service({})]);
+  });
+
+  it('reads how a service balances, whatever the order of the flags', () => {
+    const [read] = parseIpvs(`-A -f ${mark} -s mh -p 300 -b mh-port,mh-fallback\n`);
+    assert.deepEqual(read, { ...service({}, mark, 'mh'), flags: ['mh-fallback', 'mh-port'], affinity: 300 });
   });
 
   it('reads nothing from nothing', () => {
@@ -50,6 +55,16 @@ describe('planIpvs', () => {
       add: [`-A -f ${mark} -s rr`, `-a -f ${mark} -r 10.64.0.3:0 -m -w 1`],
       remove: [],
     });
+  });
+
+  it('changes how a service balances, and keeps its destinations', () => {
+    const before = service({ '10.64.0.3:0': 1 });
+    const sticky = { ...before, scheduler: 'mh', flags: ['mh-fallback', 'mh-port'], affinity: 300 };
+    assert.deepEqual(planIpvs([before], [sticky]), {
+      add: [`-E -f ${mark} -s mh -b mh-fallback,mh-port -p 300`],
+      remove: [],
+    });
+    assert.deepEqual(planIpvs([sticky], [before]).add, [`-E -f ${mark} -s rr`]);
   });
 
   it('drains by the weight, without taking the destination away', () => {

@@ -22,6 +22,9 @@ function task(addresses: Record<string, string>, draining = false): ServiceRecor
   return { id: JSON.stringify(addresses), addresses, draining };
 }
 
+/** The node that balances. */
+const here = 'here';
+
 const web: ServiceRecord['ports'][number] = { protocol: 'tcp', port: 8080, targetPort: 80 };
 
 /** Id to addresses with their weight. */
@@ -42,7 +45,7 @@ describe('planVirtualServers', () => {
     );
     const ports = [web, { protocol: 'udp', port: 53, targetPort: 53 } as const];
     const record = service({ vips: { a: '10.64.0.2', b: '10.65.0.2' }, networks: ['a', 'b'], ports, tasks });
-    assert.deepEqual(summary(planVirtualServers([record], [network('a'), network('b')], endpoints)), {
+    assert.deepEqual(summary(planVirtualServers([record], [network('a'), network('b')], endpoints, here)), {
       'vip-10.64.0.2': ['10.64.0.3*1', '10.64.0.4*1'],
       'vip-10.65.0.2': ['10.65.0.3*1', '10.65.0.4*1'],
       'port-tcp-8080': ['10.64.0.3*1', '10.64.0.4*1'],
@@ -52,16 +55,22 @@ describe('planVirtualServers', () => {
 
   it('publishes a service without a VIP (dnsrr) too', () => {
     const record = service({ ports: [web], tasks: [task({ a: '10.64.0.3' })] });
-    assert.deepEqual(summary(planVirtualServers([record], [network('a')], [endpoint('a', '10.64.0.3')])), {
-      'port-tcp-8080': ['10.64.0.3*1'],
-    });
+    assert.deepEqual(
+      summary(planVirtualServers([record], [network('a')], [endpoint('a', '10.64.0.3')], here)),
+      {
+        'port-tcp-8080': ['10.64.0.3*1'],
+      },
+    );
   });
 
   it('gives a draining task no new connections, and keeps it for those it has', () => {
     const record = service({ vips: { a: '10.64.0.2' }, tasks: [task({ a: '10.64.0.3' }, true)] });
-    assert.deepEqual(summary(planVirtualServers([record], [network('a')], [endpoint('a', '10.64.0.3')])), {
-      'vip-10.64.0.2': ['10.64.0.3*0'],
-    });
+    assert.deepEqual(
+      summary(planVirtualServers([record], [network('a')], [endpoint('a', '10.64.0.3')], here)),
+      {
+        'vip-10.64.0.2': ['10.64.0.3*0'],
+      },
+    );
   });
 
   it('gives a task on a lost node no new connections, unless all are on such', () => {
@@ -73,29 +82,67 @@ describe('planVirtualServers', () => {
     ];
     const plan = (...hidden: string[]): Record<string, string[]> =>
       summary(
-        planVirtualServers([service({ ports: [web], tasks })], [network('a')], endpoints, new Set(hidden)),
+        planVirtualServers(
+          [service({ ports: [web], tasks })],
+          [network('a')],
+          endpoints,
+          here,
+          new Set(hidden),
+        ),
       );
     assert.deepEqual(plan('two')['port-tcp-8080'], ['10.64.0.3*1', '10.64.0.5*0']);
     assert.deepEqual(plan('one', 'two')['port-tcp-8080'], ['10.64.0.3*1', '10.64.0.4*1', '10.64.0.5*0']);
+  });
+
+  it('gives a task the share that it asks for, and none while it drains', () => {
+    const tasks = [
+      { ...task({ a: '10.64.0.3' }), weight: 3 },
+      { ...task({ a: '10.64.0.4' }, true), weight: 5 },
+    ];
+    const endpoints = [endpoint('a', '10.64.0.3'), endpoint('a', '10.64.0.4')];
+    const servers = planVirtualServers([service({ ports: [web], tasks })], [network('a')], endpoints, here);
+    assert.deepEqual(summary(servers)['port-tcp-8080'], ['10.64.0.3*3', '10.64.0.4*0']);
+  });
+
+  it('sends to tasks of this node alone, or first, where the service wants it', () => {
+    const tasks = [task({ a: '10.64.0.3' }), task({ a: '10.64.0.4' })];
+    const plan = (locality: 'any' | 'prefer-local' | 'local', ...nodes: [string, string]): string[] => {
+      const endpoints = tasks.map((_, at) => ({
+        ...endpoint('a', `10.64.0.${3 + at}`),
+        node: nodes[at] ?? '',
+      }));
+      const record = service({ vips: { a: '10.64.0.2' }, tasks, policy: { locality } });
+      return summary(planVirtualServers([record], [network('a')], endpoints, here))['vip-10.64.0.2'] ?? [];
+    };
+    assert.deepEqual(plan('any', here, 'there'), ['10.64.0.3*1', '10.64.0.4*1']);
+    for (const locality of ['prefer-local', 'local'] as const)
+      assert.deepEqual(plan(locality, here, 'there'), ['10.64.0.3*1', '10.64.0.4*0']);
+    assert.deepEqual(plan('prefer-local', 'there', 'there'), ['10.64.0.3*1', '10.64.0.4*1']);
+    assert.deepEqual(plan('local', 'there', 'there'), ['10.64.0.3*0', '10.64.0.4*0']);
   });
 
   it('passes over tasks that have no endpoint, or one that has not joined or has left', () => {
     const tasks = [task({ a: '10.64.0.3' }), task({ a: '10.64.0.4' }), task({})];
     const record = service({ vips: { a: '10.64.0.2' }, tasks });
     const { sandbox: _, ...left } = endpoint('a', '10.64.0.3');
-    assert.deepEqual(summary(planVirtualServers([record], [network('a')], [left])), { 'vip-10.64.0.2': [] });
-  });
-
-  it('tells the same address on two networks apart', () => {
-    const record = service({ vips: { a: '10.64.0.2' }, tasks: [task({ a: '10.64.0.3' })] });
-    assert.deepEqual(summary(planVirtualServers([record], [network('a')], [endpoint('b', '10.64.0.3')])), {
+    assert.deepEqual(summary(planVirtualServers([record], [network('a')], [left], here)), {
       'vip-10.64.0.2': [],
     });
   });
 
+  it('tells the same address on two networks apart', () => {
+    const record = service({ vips: { a: '10.64.0.2' }, tasks: [task({ a: '10.64.0.3' })] });
+    assert.deepEqual(
+      summary(planVirtualServers([record], [network('a')], [endpoint('b', '10.64.0.3')], here)),
+      {
+        'vip-10.64.0.2': [],
+      },
+    );
+  });
+
   it('makes none for networks that are refused or unknown', () => {
     const record = service({ vips: { a: '10.64.0.2', x: '10.99.0.2' }, networks: ['a', 'x'], ports: [web] });
-    assert.deepEqual(planVirtualServers([record], [network('a', { refused: 'overlap' })], []), []);
+    assert.deepEqual(planVirtualServers([record], [network('a', { refused: 'overlap' })], [], here), []);
   });
 
   describe('lets clients from outside in by', () => {
@@ -108,7 +155,7 @@ describe('planVirtualServers', () => {
         tasks: [task(addresses)],
       });
       const endpoints = Object.entries(addresses).map(([net, address]) => endpoint(net, address));
-      const [server] = planVirtualServers([record], networks, endpoints);
+      const [server] = planVirtualServers([record], networks, endpoints, here);
       return networks.find(({ id }) => addresses[id] === server?.realServers[0]?.address)?.id;
     }
 

@@ -36,6 +36,7 @@ describe('the admin API', () => {
       version: '1.2.3',
       node: 'node-1',
       engine: { name: 'nft', why: 'so' },
+      shortcomings: () => ['none'],
       report: () => report,
       hidden: () => new Set<string>(),
       store: () => 'embedded' as const,

@@ -1,0 +1,119 @@
+// Owns reading what a user says by labels: how a service is balanced, and to whom it is published.
+// Must not know how that is done, nor where labels come from.
+import { Address4 } from 'ip-address';
+import { localities, schedulers, type PolicyRecord } from '../store/records.ts';
+
+const prefix = 'causeway.';
+
+/** What labels say, and which of them say nothing that can be used: each in words for the user. */
+export interface Read<T> {
+  value: T;
+  problems: string[];
+}
+
+/** A reader throws an {@link Unusable} that completes the sentence "LABEL=VALUE: …". */
+type Readers<T> = Record<string, (text: string) => T>;
+
+class Unusable extends Error {}
+
+/** What a service's labels may say. */
+const ofService: Readers<PolicyRecord> = {
+  'causeway.lb.scheduler': (text) => ({ scheduler: oneOf(schedulers, text) }),
+  'causeway.lb.affinity': (text) => ({ affinity: whole(text, 1, 86_400, 'seconds') }),
+  'causeway.lb.locality': (text) => ({ locality: oneOf(localities, text) }),
+  'causeway.publish.bind': (text) => ({ bind: list(text, addressOrDevice) }),
+  'causeway.publish.allow': (text) => ({ allow: widest(list(text, cidr)) }),
+  'causeway.publish.deny': (text) => ({ deny: widest(list(text, cidr)) }),
+};
+
+/** What the labels of a service's containers may say. */
+const ofTask: Readers<{ weight: number }> = {
+  'causeway.lb.weight': (text) => ({ weight: whole(text, 1, 100, 'parts') }),
+};
+
+/** @param labels of the service itself (`--label`) */
+export function readPolicy(labels: Record<string, string> | null | undefined): Read<PolicyRecord> {
+  return read(labels, ofService, ofTask, 'a label of containers: set it by --container-label');
+}
+
+/** @param labels of the service's containers (`--container-label`) */
+export function readTaskPolicy(labels: Record<string, string> | null | undefined): Read<{ weight?: number }> {
+  return read(labels, ofTask, ofService, 'a label of services: set it by --label');
+}
+
+function read<T extends object>(
+  labels: Record<string, string> | null | undefined,
+  readers: Readers<T>,
+  misplaced: Readers<unknown>,
+  hint: string,
+): Read<Partial<T>> {
+  const value: Partial<T> = {};
+  const problems: string[] = [];
+  for (const [name, text] of Object.entries(labels ?? {}).sort(([a], [b]) => (a < b ? -1 : 1))) {
+    if (!name.startsWith(prefix)) continue;
+    try {
+      const reader = readers[name];
+      if (reader === undefined)
+        throw new Unusable(
+          name in misplaced
+            ? hint
+            : `no such label; there are ${Object.keys({ ...readers, ...misplaced })
+                .sort()
+                .join(', ')}`,
+        );
+      Object.assign(value, reader(text.trim()));
+    } catch (error) {
+      if (!(error instanceof Unusable)) throw error;
+      problems.push(`${name}=${text}: ${error.message}`);
+    }
+  }
+  return { value, problems };
+}
+
+function oneOf<T extends string>(choices: readonly T[], text: string): T {
+  const found = choices.find((choice) => choice === text);
+  if (found === undefined) throw new Unusable(`must be one of ${choices.join(', ')}`);
+  return found;
+}
+
+function whole(text: string, min: number, max: number, unit: string): number {
+  const number = /^\d{1,9}$/.test(text) ? Number(text) : NaN;
+  if (!(number >= min && number <= max))
+    throw new Unusable(`must be a whole number of ${unit}, ${min} to ${max}`);
+  return number;
+}
+
+function list(text: string, item: (text: string) => string): string[] {
+  const items = text.split(',').map((each) => each.trim());
+  if (items.includes('')) throw new Unusable('must be a list with commas between its items');
+  return [...new Set(items.map(item))].sort();
+}
+
+function isAddress(text: string): boolean {
+  return Address4.isValid(text) && !text.includes('/');
+}
+
+function addressOrDevice(text: string): string {
+  if (isAddress(text)) return text;
+  // As the kernel takes names of devices, without what nft would read as more than a name.
+  if (/^[a-zA-Z][a-zA-Z0-9._@-]{0,14}$/.test(text)) return text;
+  throw new Unusable(`${text} is neither an IPv4 address nor the name of a device`);
+}
+
+/** @returns the subnet as such: 10.1.2.3/8 is 10.0.0.0/8; an address alone is a subnet of one */
+function cidr(text: string): string {
+  if (!Address4.isValid(text))
+    throw new Unusable(`${text} is neither an IPv4 address nor a subnet like 10.0.0.0/8`);
+  const subnet = new Address4(text);
+  return `${subnet.startAddress().correctForm()}/${subnet.subnetMask}`;
+}
+
+/** Without subnets of others among them. */
+function widest(cidrs: readonly string[]): string[] {
+  const subnets = cidrs.map((text) => ({ text, subnet: new Address4(text) }));
+  return subnets
+    .filter(
+      ({ text, subnet }) => !subnets.some((other) => other.text !== text && subnet.isInSubnet(other.subnet)),
+    )
+    .map(({ text }) => text);
+}

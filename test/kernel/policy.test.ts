@@ -1,0 +1,167 @@
+// Owns the tests of what labels make of a service, with real packets, for the engine CAUSEWAY_TEST_LB names.
+// Must not test how labels are read (unit/swarm-policy.test.ts), nor what takes several nodes (cluster.test.ts).
+import assert from 'node:assert/strict';
+import { slowness } from '../slowness.ts';
+import { askMany, countMany } from './ask.ts';
+import type { Peer } from './peer.ts';
+import {
+  clientAddress,
+  nodeAddress,
+  secondNodeAddress,
+  World,
+  type TestEndpoint,
+  type TestService,
+} from './world.ts';
+
+const engine = process.env['CAUSEWAY_TEST_LB'] ?? 'nft';
+
+describe(`labels of a service, engine ${engine}`, function () {
+  this.timeout(120_000 * slowness);
+  let world: World;
+  let untouched: string;
+  let client: Peer;
+  let node: Peer;
+  let service: TestService;
+  const web: TestEndpoint[] = [];
+  const all = ['web0', 'web1', 'web2'];
+
+  before(async () => {
+    world = await World.up({ env: () => ({ CAUSEWAY_LB: engine }) });
+    untouched = await world.kernelState();
+    const front = await world.network('front', { subnet: '10.77.0.0/16' });
+    for (const name of all) {
+      const endpoint = await world.attach(front);
+      await world.peer(endpoint.sandbox).serve({ name, tcp: 80, udp: 80 });
+      web.push(endpoint);
+    }
+    client = world.peer(world.client);
+    node = world.peer(world.node);
+    service = await world.service('web', front, ['8080:80', '8081:80/udp'], web);
+  });
+  after(() => world.down());
+
+  const refused = async (peer: Peer, address: string): Promise<void> => {
+    await assert.rejects(peer.ask(address, 8080), /ECONNREFUSED/);
+    await assert.rejects(peer.ask(address, 8081, { protocol: 'udp' }), /ECONNREFUSED/);
+  };
+  const served = async (peer: Peer, address: string): Promise<void> => {
+    assert.deepEqual((await askMany(peer, address, 8080, 6)).servers, all, address);
+    assert.deepEqual((await askMany(peer, address, 8081, 6, 'udp')).servers, all, address);
+  };
+
+  it('weight: tasks take connections in proportion, unless the scheduler does not count it', async () => {
+    const [light, , heavy] = web;
+    assert.ok(light && heavy);
+    await world.scale(service, [light, heavy], [1, 3]);
+    assert.deepEqual(await countMany(client, nodeAddress, 8080, 16), { web0: 4, web2: 12 });
+    await world.label(service, { 'causeway.lb.scheduler': 'rr' });
+    assert.deepEqual(await countMany(client, nodeAddress, 8080, 16), { web0: 8, web2: 8 });
+    await world.scale(service, web);
+  });
+
+  for (const [label, value] of [
+    ['causeway.lb.affinity', '60'],
+    ['causeway.lb.scheduler', 'sh'],
+  ] as const)
+    it(`${label}=${value}: a client stays with its task, and gets another when that leaves`, async () => {
+      await world.label(service, { [label]: value });
+      const { servers } = await askMany(client, nodeAddress, 8080, 8);
+      assert.equal(servers.length, 1);
+      const left = web.filter((_, at) => `web${at}` !== servers[0]);
+      await world.scale(service, left);
+      const after = await askMany(client, nodeAddress, 8080, 8);
+      assert.equal(after.servers.length, 1);
+      assert.notDeepEqual(after.servers, servers);
+      await world.scale(service, web);
+    });
+
+  it('causeway.lb.scheduler=mh: the same client and port come to the same task, whatever else comes', async () => {
+    await world.label(service, { 'causeway.lb.scheduler': 'mh' });
+    const ports = Array.from({ length: 12 }, (_, at) => 42_000 + 7 * at);
+    const round = async (): Promise<string[]> => {
+      const servers: string[] = [];
+      for (const localPort of ports)
+        servers.push((await client.ask(nodeAddress, 8081, { protocol: 'udp', localPort })).server);
+      return servers;
+    };
+    const first = await round();
+    assert.deepEqual([...new Set(first)].sort(), all);
+    await askMany(client, nodeAddress, 8080, 5);
+    assert.deepEqual(await round(), first);
+  });
+
+  it('causeway.lb.scheduler=lc is served, or called what it is not', async () => {
+    await world.label(service, { 'causeway.lb.scheduler': 'lc' });
+    await served(client, nodeAddress);
+    const { virtualServers } = await world.status();
+    const texts = virtualServers.flatMap(({ shortcomings }) => shortcomings);
+    assert.equal(
+      texts.some((text) => text.includes('lc')),
+      engine === 'nft',
+    );
+  });
+
+  it('causeway.publish.bind: served at the addresses and devices that are named, refused at others', async () => {
+    await world.label(service, { 'causeway.publish.bind': secondNodeAddress });
+    await served(client, secondNodeAddress);
+    await refused(client, nodeAddress);
+    await refused(node, '127.0.0.1');
+    await world.label(service, { 'causeway.publish.bind': `127.0.0.1` });
+    await refused(client, nodeAddress);
+    await served(node, '127.0.0.1');
+    await world.label(service, { 'causeway.publish.bind': `${nodeAddress},wg0` });
+    await served(client, nodeAddress);
+    await refused(client, secondNodeAddress);
+    await world.label(service, { 'causeway.publish.bind': 'eth0' });
+    await served(client, nodeAddress);
+    await served(client, secondNodeAddress);
+  });
+
+  it('causeway.publish.deny and .allow: refused at once, and no business of the node itself', async () => {
+    await world.label(service, { 'causeway.publish.deny': '192.0.2.0/24,203.0.113.2' });
+    await refused(client, nodeAddress);
+    await served(node, nodeAddress);
+    await served(node, '127.0.0.1');
+    await world.label(service, { 'causeway.publish.allow': '192.0.2.0/24,198.51.100.0/24' });
+    await refused(client, nodeAddress);
+    await served(node, nodeAddress);
+    await world.label(service, { 'causeway.publish.allow': `${clientAddress}/24,203.0.113.0/28` });
+    await served(client, nodeAddress);
+    await world.label(service, {
+      'causeway.publish.allow': '203.0.113.0/24',
+      'causeway.publish.deny': clientAddress,
+    });
+    await refused(client, nodeAddress);
+  });
+
+  it('tells of a label that says nothing it knows, and goes by the others', async () => {
+    await world.label(service, { 'causeway.lb.scheduler': 'fastest', 'causeway.publish.deny': '192.0.2.1' });
+    await served(client, nodeAddress);
+    const [record] = (await world.status()).services;
+    assert.deepEqual(record?.problems, [
+      'causeway.lb.scheduler=fastest: must be one of rr, wrr, lc, wlc, sh, mh',
+    ]);
+  });
+
+  it('finds in the kernel what it wrote there', async () => {
+    await world.label(service, {
+      'causeway.lb.scheduler': 'mh',
+      'causeway.lb.affinity': '60',
+      'causeway.publish.bind': `${nodeAddress},eth0`,
+      'causeway.publish.allow': '203.0.113.0/24',
+    });
+    const before = world.plugin.output.length;
+    // Two looks at the kernel at least.
+    await new Promise((resolve) => setTimeout(resolve, 12_000));
+    const commands = world.plugin.output.slice(before);
+    assert.doesNotMatch(commands, /"command":"(nft -f|ipvsadm --restore|ip -4 -force)/);
+  });
+
+  it('leaves the kernel as it was', async () => {
+    await world.removeService(service);
+    const { network } = service;
+    for (const endpoint of [...world.endpoints]) await world.detach(endpoint);
+    await world.removeNetwork(network);
+    await world.until(async () => (await world.kernelState()) === untouched);
+  });
+});

@@ -1,0 +1,69 @@
+// Owns the tests of reading labels.
+// Must not test what becomes of them.
+import assert from 'node:assert/strict';
+import { readPolicy, readTaskPolicy } from '../../swarm/policy.ts';
+
+describe('labels', () => {
+  it('say how a service is balanced and published', () => {
+    const labels = {
+      'com.example.team': 'web',
+      'causeway.lb.scheduler': ' mh ',
+      'causeway.lb.affinity': '300',
+      'causeway.lb.locality': 'prefer-local',
+      'causeway.publish.bind': 'eth1, 203.0.113.7',
+      'causeway.publish.allow': '10.1.2.3/8,192.0.2.1',
+      'causeway.publish.deny': '10.9.9.9',
+    };
+    assert.deepEqual(readPolicy(labels), {
+      value: {
+        scheduler: 'mh',
+        affinity: 300,
+        locality: 'prefer-local',
+        bind: ['203.0.113.7', 'eth1'],
+        allow: ['10.0.0.0/8', '192.0.2.1/32'],
+        deny: ['10.9.9.9/32'],
+      },
+      problems: [],
+    });
+  });
+
+  it('say nothing where there are none', () => {
+    for (const none of [undefined, null, {}]) assert.deepEqual(readPolicy(none), { value: {}, problems: [] });
+  });
+
+  it('say a subnet once, and not within another: nft takes no overlaps', () => {
+    const allow = '10.0.0.0/8,10.1.0.0/16,10.0.0.0/8,192.0.2.0/24,192.0.2.128/25,0.0.0.0/0';
+    assert.deepEqual(readPolicy({ 'causeway.publish.allow': allow }).value.allow, ['0.0.0.0/0']);
+    assert.deepEqual(readPolicy({ 'causeway.publish.deny': '10.0.0.0/8,10.255.0.0/16' }).value.deny, [
+      '10.0.0.0/8',
+    ]);
+  });
+
+  it('give a task its weight', () => {
+    assert.deepEqual(readTaskPolicy({ 'causeway.lb.weight': '7' }), { value: { weight: 7 }, problems: [] });
+  });
+
+  const bad: Record<string, [string, RegExp]> = {
+    'causeway.lb.scheduler': ['fastest', /must be one of rr, wrr/],
+    'causeway.lb.affinity': ['5m', /whole number of seconds, 1 to 86400/],
+    'causeway.lb.locality': ['here', /must be one of any, prefer-local, local/],
+    'causeway.publish.bind': ['eth0"; flush ruleset', /neither an IPv4 address nor the name of a device/],
+    'causeway.publish.allow': ['10.0.0.0/33', /neither an IPv4 address nor a subnet/],
+    'causeway.publish.deny': ['10.0.0.0/8,,', /commas between/],
+    'causeway.publish.port': ['80', /no such label; there are .*causeway.publish.bind/],
+    'causeway.lb.weight': ['2', /--container-label/],
+  };
+  for (const [label, [value, reason]] of Object.entries(bad))
+    it(`that say nothing to use are told with the reason: ${label}=${value}`, () => {
+      const { value: policy, problems } = readPolicy({ [label]: value });
+      assert.deepEqual(policy, {});
+      assert.ok(problems[0]?.startsWith(`${label}=${value}: `), problems[0]);
+      assert.match(problems[0] ?? '', reason);
+    });
+
+  it('of a service that are put on its containers are told to be moved', () => {
+    const { problems } = readTaskPolicy({ 'causeway.lb.scheduler': 'rr', 'causeway.lb.weight': '0' });
+    assert.match(problems[0] ?? '', /set it by --label/);
+    assert.match(problems[1] ?? '', /whole number of parts, 1 to 100/);
+  });
+});
