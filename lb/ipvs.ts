@@ -16,6 +16,7 @@ import {
   toNode,
   translation,
 } from './chains.ts';
+import { hostPortRules, hostPortSets } from './host-ports.ts';
 import type { IpvsService } from './ipvsadm.ts';
 import { assignMarks } from './marks.ts';
 import { takers, virtualServerId, type Engine, type RealServer, type VirtualServer } from './model.ts';
@@ -38,6 +39,7 @@ const published = `${toNode} ${balanced} meta l4proto . th dport @published ${de
 const layout: NftLayout = {
   sets: {
     ...knownSets,
+    ...hostPortSets,
     vip_marks: { kind: 'map', declaration: 'type ipv4_addr : mark;' },
     port_guards: { kind: 'map', declaration: 'type inet_proto . inet_service : verdict;' },
     port_marks: { kind: 'map', declaration: 'type inet_proto . inet_service : mark;' },
@@ -55,7 +57,7 @@ const layout: NftLayout = {
     },
     balance_in: {
       hook: `type nat hook prerouting priority ${aheadOfDocker}; policy accept;`,
-      rules: [`${marked} ${decidedHere}`, published],
+      rules: [`${marked} ${decidedHere}`, published, ...hostPortRules],
     },
     balance_out: {
       hook: `type nat hook output priority ${aheadOfDocker}; policy accept;`,
@@ -64,6 +66,7 @@ const layout: NftLayout = {
         `ip daddr 127.0.0.0/8 ${balanced} meta l4proto . th dport vmap @loopback_chains`,
         `${marked} ${decidedHere}`,
         published,
+        ...hostPortRules,
       ],
     },
     refuse_known: refuseKnown,

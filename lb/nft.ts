@@ -13,16 +13,19 @@ import {
   toNode,
   translation,
 } from './chains.ts';
+import { hostPortRules, hostPortSets } from './host-ports.ts';
 import type { Engine, VirtualServer } from './model.ts';
 
 const dispatch = [
   `${balanced} ip daddr vmap @vip_chains`,
   `${toNode} ${balanced} meta l4proto . th dport vmap @port_chains`,
+  ...hostPortRules,
 ];
 
 const layout: NftLayout = {
   sets: {
     ...knownSets,
+    ...hostPortSets,
     vip_chains: { kind: 'map', declaration: 'type ipv4_addr : verdict;' },
     port_chains: { kind: 'map', declaration: 'type inet_proto . inet_service : verdict;' },
   },

@@ -67,7 +67,7 @@ export class Collector {
         endpointKey(endpoint),
         (record) => {
           if (record === undefined) return undefined;
-          const { sandbox: _, ...rest } = record;
+          const { sandbox: _, ports: __, ...rest } = record;
           return rest;
         },
         { offline: true },

@@ -21,6 +21,7 @@ import { observeRoutes, planRoutes, runIpBatch, type Route } from '../net/routes
 import { CommandError, type Runner } from '../net/run.ts';
 import type { Sysctl } from '../net/sysctl.ts';
 import { observeTable, planTable, type NftLayout, type NftTable, type ObservedTable } from '../net/table.ts';
+import { hostPortElements } from '../lb/host-ports.ts';
 import { observeIpvs, planIpvs, runIpvsBatch, type IpvsService } from '../lb/ipvsadm.ts';
 import { observedMarks } from '../lb/marks.ts';
 import type { Engine, EngineState } from '../lb/model.ts';
@@ -64,17 +65,22 @@ export class Datapath {
   /** Goes on after its pass, which is done without it; the next pass ends after it, and fails as it did. */
   #forgetting = Promise.resolve();
   readonly #expectedNeighbours = remember(expectedNeighbours);
-  readonly #netElements = remember(
+  /** Of all sets but those of the engine. */
+  readonly #elements = remember(
     (
       networks: Wanted['networks'],
       endpoints: Wanted['endpoints'],
       neighbours: Wanted['neighbours'],
       port: number,
       address: string,
+      publishers: Wanted['publishers'],
     ) => {
-      const elements = netElements(networks, endpoints, { port, address, neighbours });
       const { namePort } = this.#options;
-      return namePort === undefined ? elements : new Map([...elements, ...redirectElements(namePort)]);
+      return new Map([
+        ...netElements(networks, endpoints, { port, address, neighbours }),
+        ...hostPortElements(publishers),
+        ...(namePort === undefined ? [] : redirectElements(namePort)),
+      ]);
     },
   );
   readonly #layout: NftLayout;
@@ -195,12 +201,15 @@ export class Datapath {
     await last;
   }
 
-  #assemble({ networks, endpoints, neighbours }: Wanted, { content }: EngineState): NftTable {
+  #assemble({ networks, endpoints, neighbours, publishers }: Wanted, { content }: EngineState): NftTable {
     const { port } = this.#options.fabric;
     const { address = '' } = this.#underlay ?? {};
     return {
       layout: this.#layout,
-      content: { ...content, elements: this.#netElements(networks, endpoints, neighbours, port, address) },
+      content: {
+        ...content,
+        elements: this.#elements(networks, endpoints, neighbours, port, address, publishers),
+      },
     };
   }
 

@@ -16,6 +16,7 @@ import { adminAddress, createAdminServer } from './admin.ts';
 import { Collector } from './collector.ts';
 import { parseConfig, type Config } from './config.ts';
 import { Datapath } from './datapath.ts';
+import { tryHostPort } from './host-ports.ts';
 import { IpamDriver } from './ipam-driver.ts';
 import { close, listen } from './listen.ts';
 import { Leadership } from './leadership.ts';
@@ -105,7 +106,17 @@ async function main(): Promise<void> {
     now: Date.now,
   });
   await membership.recall().catch((error: unknown) => log.debug({ error }, 'this node is not known yet'));
-  const driver = new NetworkDriver({ records, ipam, reconciler, datapath, run, sysctl, node });
+  const driver = new NetworkDriver({
+    records,
+    ipam,
+    reconciler,
+    datapath,
+    run,
+    sysctl,
+    node,
+    tryPort: tryHostPort,
+    log,
+  });
   const methods = pluginMethods(driver, new IpamDriver(ipam));
 
   // Docker gives a plugin ten seconds to listen, and starts it before its own API answers: everything that may wait

@@ -11,12 +11,15 @@ import {
   endpointKey,
   presenceKey,
   type EndpointRecord,
+  type HostPort,
   type NetworkRecord,
   type Records,
 } from '../store/records.ts';
 import type { z } from 'zod';
 import type { Datapath } from './datapath.ts';
 import { RequestError } from './errors.ts';
+import { chooseHostPorts, type Trial } from './host-ports.ts';
+import type { Log } from './log.ts';
 import { parseNetworkOptions, refusedOption } from './options.ts';
 import type * as protocol from './protocol.ts';
 import { label } from './protocol.ts';
@@ -31,6 +34,9 @@ export interface NetworkDriverOptions {
   sysctl: Sysctl;
   /** This node's id in records. */
   node: string;
+  /** Whether the node gives a port to a container. */
+  tryPort: Trial;
+  log: Log;
 }
 
 /** What only this node says of itself is said also while the store is away. */
@@ -40,6 +46,7 @@ type Request<S extends z.ZodType> = z.infer<S>;
 
 export class NetworkDriver {
   readonly #options: NetworkDriverOptions;
+  #publishing = Promise.resolve();
 
   constructor(options: NetworkDriverOptions) {
     this.#options = options;
@@ -236,7 +243,7 @@ export class NetworkDriver {
       key,
       (record) => {
         if (record === undefined) return undefined;
-        const { sandbox: _, ...rest } = record;
+        const { sandbox: _, ports: __, ...rest } = record;
         return rest;
       },
       own,
@@ -244,16 +251,60 @@ export class NetworkDriver {
     await reconciler.pass();
   }
 
-  /** Asked for the endpoint that is the sandbox's gateway, with the ports it publishes by itself (mode=host). */
-  programExternalConnectivity({ Options }: Request<typeof protocol.ProgramExternalConnectivity>): void {
-    const ports = Options[label.portMap];
-    if (Array.isArray(ports) && ports.length > 0) {
-      throw new RequestError(
-        'no-host-ports',
-        'ports of a single container (docker run -p, or mode=host) are not available on Causeway networks yet: ' +
-          'publish them for a service, docker service create -p PUBLISHED:TARGET (mode=ingress)',
-      );
+  /**
+   * Asked for the endpoint that is the sandbox's gateway, with the ports its container publishes by itself.
+   * @throws {RequestError} when one of them cannot be had; then none is
+   */
+  programExternalConnectivity(request: Request<typeof protocol.ProgramExternalConnectivity>): Promise<void> {
+    // One after the other: two containers that start now must not both find the same port free.
+    const publishing = this.#publishing.then(() => this.#publish(request));
+    this.#publishing = publishing.catch(() => undefined);
+    return publishing;
+  }
+
+  async #publish({
+    NetworkID,
+    EndpointID,
+    Options: bindings,
+  }: Request<typeof protocol.ProgramExternalConnectivity>): Promise<void> {
+    const { records, node, tryPort, log } = this.#options;
+    if (bindings.length === 0) {
+      await this.#setPorts(NetworkID, EndpointID, []);
+      return;
     }
+    await this.#endpoint(NetworkID, EndpointID);
+    const { rows } = await records.endpoints.list();
+    const taken = rows
+      .map(({ value }) => value)
+      .filter((other) => other.node === node && other.id !== EndpointID && other.sandbox !== undefined)
+      .flatMap(({ ports = [] }) => ports);
+    const ports = await chooseHostPorts(bindings, taken, tryPort);
+    await this.#setPorts(NetworkID, EndpointID, ports);
+    log.info({ endpoint: EndpointID, ports }, 'a container publishes ports on this node');
+  }
+
+  async revokeExternalConnectivity({
+    NetworkID,
+    EndpointID,
+  }: Request<typeof protocol.EndpointOnly>): Promise<void> {
+    await this.#setPorts(NetworkID, EndpointID, []);
+  }
+
+  async #setPorts(network: string, id: string, ports: readonly HostPort[]): Promise<void> {
+    const { records, reconciler } = this.#options;
+    const key = endpointKey({ network, id });
+    const row = await records.endpoints.get(key);
+    if (isDeepStrictEqual(row?.value.ports ?? [], ports)) return;
+    await records.endpoints.update(
+      key,
+      (record) => {
+        if (record === undefined) return undefined;
+        const { ports: _, ...rest } = record;
+        return ports.length === 0 ? rest : { ...rest, ports: [...ports] };
+      },
+      own,
+    );
+    await reconciler.pass();
   }
 
   /** What every node of the cluster can carry: a larger packet would be lost on its way to the others. */
@@ -305,8 +356,8 @@ export class NetworkDriver {
   }
 }
 
-function joined(before: EndpointRecord | undefined): { sandbox?: string } {
-  return before?.sandbox === undefined ? {} : { sandbox: before.sandbox };
+function joined({ sandbox, ports }: Partial<EndpointRecord> = {}): Pick<EndpointRecord, 'sandbox' | 'ports'> {
+  return { ...(sandbox !== undefined && { sandbox }), ...(ports !== undefined && { ports }) };
 }
 
 /** @throws {RequestError} unless there is exactly one IPv4 subnet with a gateway */

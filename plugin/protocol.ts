@@ -53,7 +53,6 @@ export const CreateEndpoint = z.object({
 });
 export const EndpointOnly = z.object({ NetworkID: Id, EndpointID: Id });
 export const Join = z.object({ NetworkID: Id, EndpointID: Id, SandboxKey: z.string(), Options });
-export const ProgramExternalConnectivity = z.object({ NetworkID: Id, EndpointID: Id, Options });
 export const Discovery = z.object({ DiscoveryType: z.number(), DiscoveryData: z.unknown() });
 export const GwAllocCheck = z.object({ Options });
 
@@ -69,6 +68,23 @@ export const ReleasePool = z.object({ PoolID: z.string() });
 export const RequestAddress = z.object({ PoolID: Id, Address: z.string().default(''), Options: TextOptions });
 export const ReleaseAddress = z.object({ PoolID: z.string(), Address: z.string() });
 
+const Port = z.number().int().min(0).max(65_535);
+
+/** A port to be published on the node: libnetwork/types.PortBinding. */
+export const PortBinding = z.object({
+  /** Of IP: 6, 17, 132. */
+  Proto: z.number().int(),
+  /** The container's. */
+  Port,
+  /** '' for all. */
+  HostIP: z.string().default(''),
+  /** 0: to be chosen. */
+  HostPort: Port.default(0),
+  /** Of a range to choose from; 0 or HostPort for none. */
+  HostPortEnd: Port.default(0),
+});
+export type PortBinding = z.infer<typeof PortBinding>;
+
 /** Keys of options, as Docker names them (libnetwork/netlabel). */
 export const label = {
   generic: 'com.docker.network.generic',
@@ -78,3 +94,12 @@ export const label = {
   mtu: 'com.docker.network.driver.mtu',
   portMap: 'com.docker.network.portmap',
 } as const;
+
+export const ProgramExternalConnectivity = z.object({
+  NetworkID: Id,
+  EndpointID: Id,
+  Options: z
+    .object({ [label.portMap]: z.array(PortBinding).nullish() })
+    .nullish()
+    .transform((options) => options?.[label.portMap] ?? []),
+});

@@ -57,8 +57,9 @@ export function pluginMethods(network: NetworkDriver, ipam: IpamDriver): Record<
     'NetworkDriver.ProgramExternalConnectivity': method(protocol.ProgramExternalConnectivity, (request) =>
       network.programExternalConnectivity(request),
     ),
-    // Nothing was programmed, so there is nothing to take back.
-    'NetworkDriver.RevokeExternalConnectivity': method(protocol.EndpointOnly, noOperation),
+    'NetworkDriver.RevokeExternalConnectivity': method(protocol.EndpointOnly, (request) =>
+      network.revokeExternalConnectivity(request),
+    ),
     'IpamDriver.GetCapabilities': method(nothing, () => ipam.capabilities()),
     'IpamDriver.GetDefaultAddressSpaces': method(nothing, () => ipam.defaultAddressSpaces()),
     'IpamDriver.RequestPool': method(protocol.RequestPool, (request) => ipam.requestPool(request)),

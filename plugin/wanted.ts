@@ -2,6 +2,7 @@
 // Must not know how the kernel is brought there.
 import { flat, Mapped, remember, sameItems } from '../delta/list.ts';
 import { ServicePlanner, type ServicePlan } from '../lb/plan.ts';
+import type { Publisher } from '../lb/host-ports.ts';
 import type { VirtualServer } from '../lb/model.ts';
 import type { Neighbour } from '../net/neighbours.ts';
 import type { Route } from '../net/routes.ts';
@@ -24,6 +25,8 @@ export interface Wanted {
   neighbours: readonly Neighbour[];
   routes: readonly Route[];
   servers: readonly VirtualServer[];
+  /** Endpoints on this node that publish ports by themselves. */
+  publishers: readonly Publisher[];
 }
 
 /** Whether nothing is wanted, so that nothing of Causeway may be left. */
@@ -99,6 +102,7 @@ export class WantedPlanner {
         this.#vips(parts),
       ),
       servers: this.#servers(parts),
+      publishers: this.#publishers.of(joined),
     };
   }
 
@@ -148,6 +152,9 @@ export class WantedPlanner {
     internal,
   }));
   readonly #endpoints = new Mapped(({ id, address }: EndpointRecord) => ({ id, address }));
+  readonly #publishers = new Mapped(({ address, ports }: EndpointRecord) =>
+    ports === undefined ? undefined : { address, ports },
+  );
   readonly #neighbours = new Mapped(({ address, number }: NodeRecord) => ({ address, number }));
 
   readonly #localRoutes = new Mapped(

@@ -62,6 +62,16 @@ export type NetworkRecord = z.infer<typeof NetworkRecord>;
 export const PresenceRecord = z.object({ v: z.literal(1), network: z.string(), node: z.string() });
 export type PresenceRecord = z.infer<typeof PresenceRecord>;
 
+/** A port of the node that leads to one container on it (docker run -p, mode=host). */
+export const HostPort = z.object({
+  protocol: z.enum(['tcp', 'udp', 'sctp']),
+  /** Of the node; absent: all of them. */
+  address: address.optional(),
+  port: z.number().int(),
+  targetPort: z.number().int(),
+});
+export type HostPort = z.infer<typeof HostPort>;
+
 /** `endpoints/NETWORK/ID`: a sandbox's attachment to a network. */
 export const EndpointRecord = z.object({
   v: z.literal(1),
@@ -73,6 +83,8 @@ export const EndpointRecord = z.object({
   mac: z.string(),
   /** The sandbox that joined it; absent before Join and after Leave. */
   sandbox: z.string().optional(),
+  /** Published on its node, as long as this endpoint is the sandbox's way out. */
+  ports: z.array(HostPort).optional(),
 });
 export type EndpointRecord = z.infer<typeof EndpointRecord>;
 

@@ -260,6 +260,44 @@ describe(`a one-node Swarm in a real Docker Engine, engine ${engine}`, function 
     await docker('service', 'rm', 'api');
   });
 
+  it('publishes ports of a single container, and says why not where it cannot', async () => {
+    const network = ['network', 'create', '-d', plugin, '--ipam-driver', plugin, '--scope', 'swarm'];
+    await docker(...network, '--attachable', 'single');
+    const run = (name: string, ...words: string[]) =>
+      node.docker(
+        ['run', '--detach', '--name', name, '--network', 'single', ...words, image, 'serve', '--http', '80'],
+        { reject: false },
+      );
+    await run('one', '-p', '8095:80', '-p', '127.0.0.1:8096:80', '-p', '80');
+    const { endpoints } = (await node.admin('/status')) as {
+      endpoints: { ports?: { port: number; address?: string }[] }[];
+    };
+    const chosen = endpoints.flatMap(({ ports = [] }) => ports).find(({ port }) => port >= 49_153);
+    assert.ok(chosen, JSON.stringify(endpoints));
+    for (const port of [8095, chosen.port]) {
+      const list = await ask(lab.client, ['http', `http://${node.address}:${port}/`, '--count', '2']);
+      assert.deepEqual([errors(list), clients(list)], [[], [lab.client.address]], String(port));
+    }
+    assert.deepEqual(errors(await ask(node, ['http', 'http://127.0.0.1:8096/', '--count', '1'])), []);
+    const outside = await ask(lab.client, ['http', `http://${node.address}:8096/`, '--count', '1']);
+    assert.match(errors(outside).join(), /ECONNREFUSED/);
+    const again = await run('two', '-p', '8095:80');
+    assert.match(again.stderr, /port 8095\/tcp cannot be published: another container/);
+    const service = await run('three', '-p', '8080:80');
+    assert.match(service.stderr, /port 8080\/tcp cannot be published: .*a service has published it/);
+    await docker('rm', '--force', 'one', 'two', 'three');
+    const gone = await ask(lab.client, ['http', `http://${node.address}:8095/`, '--count', '1']);
+    assert.match(errors(gone).join(), /ECONNREFUSED/);
+    const hosted = ['--network', 'single', '--publish', 'mode=host,target=80,published=8095'];
+    await createService('hosted', ...hosted);
+    await serving('hosted', 8095, 1);
+    await docker('service', 'rm', 'hosted');
+    await eventually('the network can be removed', async () => {
+      await node.docker(['network', 'rm', 'single'], { reject: false });
+      return !/single/.test(await docker('network', 'ls', '--format', '{{.Name}}'));
+    });
+  });
+
   it('answers on a published port of a service that is on two networks', async () => {
     await docker('network', 'create', '-d', plugin, '--ipam-driver', plugin, '--scope', 'swarm', 'back');
     // By name `back` comes before `front`: Docker makes it the default gateway.

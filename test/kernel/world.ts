@@ -321,6 +321,22 @@ export class World {
     return answer['Address'] as string;
   }
 
+  /** `docker run -p`, of a container that is attached. @param ports as `8080:80/udp` or `192.0.2.1:8080:80` */
+  async publish({ id: EndpointID, network, node }: TestEndpoint, ports: readonly string[]): Promise<void> {
+    const portMap = ports.map((text) => {
+      const [, HostIP = '', published = '', target = '', protocol = 'tcp'] =
+        /^(?:([\d.]+):)?(\d+):(\d+)(?:\/(.+))?$/.exec(text) ?? [];
+      const HostPort = Number(published);
+      const Proto = protocol === 'udp' ? 17 : 6;
+      return { Proto, IP: '', Port: Number(target), HostIP, HostPort, HostPortEnd: HostPort };
+    });
+    await node.plugin.client.call('NetworkDriver.ProgramExternalConnectivity', {
+      NetworkID: network.id,
+      EndpointID,
+      Options: { 'com.docker.network.portmap': portMap },
+    });
+  }
+
   /** A sandbox with one endpoint, set up as libnetwork does after Join. */
   async attach(network: TestNetwork, node = this.first, sandbox?: Namespace): Promise<TestEndpoint> {
     const { client } = node.plugin;

@@ -62,12 +62,17 @@ export class Node {
   readonly lines: LogLine[];
   readonly reconciler: Reconciler;
   readonly datapath: Datapath;
+  /** `PORT/PROTOCOL` at which other programs of the node listen. */
+  readonly portsInUse: Set<string>;
   readonly #server: Server;
   readonly #directory: string;
   readonly #ownsStore: boolean;
 
   private constructor(
-    parts: Pick<Node, 'kernel' | 'store' | 'records' | 'client' | 'lines' | 'reconciler' | 'datapath'>,
+    parts: Pick<
+      Node,
+      'kernel' | 'store' | 'records' | 'client' | 'lines' | 'reconciler' | 'datapath' | 'portsInUse'
+    >,
     [server, directory, ownsStore]: [Server, string, boolean],
   ) {
     ({
@@ -78,6 +83,7 @@ export class Node {
       lines: this.lines,
       reconciler: this.reconciler,
       datapath: this.datapath,
+      portsInUse: this.portsInUse,
     } = parts);
     this.#server = server;
     this.#directory = directory;
@@ -101,13 +107,25 @@ export class Node {
       inUse: () => observeInUse(run),
       now: Date.now,
     });
-    const driver = new NetworkDriver({ records, ipam, reconciler, datapath, run, sysctl, node });
+    const portsInUse = new Set<string>();
+    const driver = new NetworkDriver({
+      records,
+      ipam,
+      reconciler,
+      datapath,
+      run,
+      sysctl,
+      node,
+      tryPort: (protocol, _, port) =>
+        Promise.resolve(portsInUse.has(`${port}/${protocol}`) ? 'EADDRINUSE' : undefined),
+      log,
+    });
     const path = join(directory, socketName);
     const server = await listen(createPluginServer(pluginMethods(driver, new IpamDriver(ipam)), log), {
       path,
     });
     const client = new PluginClient(path);
-    const parts = { kernel, store, records, client, lines, reconciler, datapath };
+    const parts = { kernel, store, records, client, lines, reconciler, datapath, portsInUse };
     return new Node(parts, [server, directory, given === undefined]);
   }
 

@@ -210,17 +210,44 @@ describe('an endpoint that cannot be', () => {
     );
   });
 
-  it('publishes ports by itself (mode=host) is told what to do instead', async () => {
+  it('publishes a port that is taken is told so, and publishes none', async () => {
     const network = await node.network(front);
-    await node.endpoint(network, first);
-    const map = [{ Proto: 6, IP: '', Port: 80, HostIP: '', HostPort: 8080, HostPortEnd: 8080 }];
-    const request = { NetworkID: front, EndpointID: first, Options: { [label.portMap]: map } };
+    for (const endpoint of [first, second]) {
+      await node.endpoint(network, endpoint);
+      await node.join(network, endpoint);
+    }
+    const publish = (EndpointID: string, ...ports: number[]) => ({
+      NetworkID: front,
+      EndpointID,
+      Options: {
+        [label.portMap]: ports.map((port) => ({
+          Proto: 6,
+          IP: '',
+          Port: 80,
+          HostIP: '',
+          HostPort: port,
+          HostPortEnd: port,
+        })),
+      },
+    });
+    const method = 'NetworkDriver.ProgramExternalConnectivity';
+    await node.client.call(method, publish(first, 8080));
+    const before = await node.state();
     assert.match(
-      await node.refusal('NetworkDriver.ProgramExternalConnectivity', request),
-      /mode=host.*docker service create -p/,
+      await node.refusal(method, publish(second, 8081, 8080)),
+      /port 8080\/tcp .*another container.*Free it/,
     );
-    const none = { ...request, Options: { [label.portMap]: null } };
-    await node.client.call('NetworkDriver.ProgramExternalConnectivity', none);
+    node.portsInUse.add('8082/tcp');
+    assert.match(
+      await node.refusal(method, publish(second, 8082)),
+      /8082\/tcp .*program on this node listens/,
+    );
+    assert.equal(await node.state(), before);
+    await node.client.call('NetworkDriver.RevokeExternalConnectivity', {
+      NetworkID: front,
+      EndpointID: first,
+    });
+    await node.client.call(method, publish(second, 8080));
   });
 });
 

@@ -13,7 +13,14 @@ import { FakeKernel } from '../fake/kernel.ts';
 import { afterwards, example, localEndpoints, node } from '../scenario/example.ts';
 
 const wanted = renderWanted(example, node);
-const nothing: Wanted = { neighbours: [], networks: [], endpoints: [], routes: [], servers: [] };
+const nothing: Wanted = {
+  neighbours: [],
+  networks: [],
+  endpoints: [],
+  routes: [],
+  servers: [],
+  publishers: [],
+};
 
 async function world(
   engine: Engine = nftEngine,
@@ -105,7 +112,7 @@ describe('the data path', () => {
       return output;
     };
     const { datapath } = await world(nftEngine, { run: meddle, kernel });
-    const empty = { ...wanted, endpoints: [], routes: [], servers: [] };
+    const empty = { ...wanted, endpoints: [], routes: [], servers: [], publishers: [] };
     await datapath.apply(empty);
     const written = kernel.changes.filter(({ command }) => command === 'nft -f -').length;
     await datapath.apply(empty);

@@ -17,7 +17,14 @@ const destinations = ({ routes }: Wanted): string[] =>
 describe('renderWanted', () => {
   it('wants nothing of records that are not about this node', () => {
     const wanted = renderWanted({ ...example, services: [] }, 'another node');
-    assert.deepEqual(wanted, { neighbours: [], networks: [], endpoints: [], routes: [], servers: [] });
+    assert.deepEqual(wanted, {
+      neighbours: [],
+      networks: [],
+      endpoints: [],
+      routes: [],
+      servers: [],
+      publishers: [],
+    });
     assert.ok(isNothing(wanted));
   });
 

@@ -1,0 +1,123 @@
+// Owns which of the node's ports a container publishes by itself (docker run -p, mode=host): what was asked for, what is
+// free, and what is chosen where the user left it open.
+// Must not know how a port is led to its container (lb/host-ports.ts).
+import { createSocket } from 'node:dgram';
+import { once } from 'node:events';
+import { isIPv4 } from 'node:net';
+import { createServer } from 'node:net';
+import type { HostPort } from '../store/records.ts';
+import { RequestError } from './errors.ts';
+import type { PortBinding } from './protocol.ts';
+
+/** By number, as IANA has them and Docker sends them. */
+const protocols: Record<number, HostPort['protocol']> = { 6: 'tcp', 17: 'udp', 132: 'sctp' };
+
+/** From where a port is chosen that the user left open, as Docker does it: the dynamic ports of RFC 6335. */
+const dynamic = { first: 49_153, last: 65_535 } as const;
+
+/** @returns why this node cannot give the port to a container, as an error's code; undefined when it can */
+export type Trial = (
+  protocol: HostPort['protocol'],
+  address: string,
+  port: number,
+) => Promise<string | undefined>;
+
+/**
+ * @param taken by other containers of this node
+ * @param random from 0 and below 1: where the search for a port that was left open begins
+ * @throws {RequestError} naming the port, and what to do
+ */
+export async function chooseHostPorts(
+  bindings: readonly PortBinding[],
+  taken: readonly HostPort[],
+  trial: Trial,
+  random: () => number = Math.random,
+): Promise<HostPort[]> {
+  const chosen: HostPort[] = [];
+  for (const binding of bindings) {
+    const port = await choose(binding, [...taken, ...chosen], trial, random);
+    if (!chosen.some((other) => other.targetPort === port.targetPort && isSamePlace(other, port)))
+      chosen.push(port);
+  }
+  return chosen;
+}
+
+async function choose(
+  { Proto, Port: targetPort, HostIP, HostPort: first, HostPortEnd }: PortBinding,
+  taken: readonly HostPort[],
+  trial: Trial,
+  random: () => number,
+): Promise<HostPort> {
+  const protocol = protocols[Proto];
+  if (protocol === undefined)
+    throw new RequestError(
+      'port-protocol',
+      `a port of protocol ${Proto} cannot be published: tcp, udp and sctp can`,
+    );
+  const any = HostIP === '' || HostIP === '0.0.0.0' || HostIP === '::';
+  if (!any && !isIPv4(HostIP))
+    throw new RequestError(
+      'no-ipv6',
+      `ports cannot be published at ${HostIP} yet: publish them at an IPv4 address of this node, or at all`,
+    );
+  const address = any ? {} : { address: HostIP };
+  const range = first === 0 ? dynamic : { first, last: Math.max(first, HostPortEnd) };
+  const count = range.last - range.first + 1;
+  const start = first === 0 ? Math.floor(random() * count) : 0;
+  let why = '';
+  for (let step = 0; step < count; step += 1) {
+    const port: HostPort = { protocol, ...address, port: range.first + ((start + step) % count), targetPort };
+    if (taken.some((other) => overlap(other, port))) {
+      why = 'another container on this node has published it';
+      continue;
+    }
+    const trouble = await trial(protocol, any ? '' : HostIP, port.port);
+    if (trouble === undefined) return port;
+    if (trouble === 'EADDRNOTAVAIL')
+      throw new RequestError('no-such-address', `${HostIP} is no address of this node: see ip address show`);
+    why =
+      trouble === 'EADDRINUSE'
+        ? 'a program on this node listens there, or a service has published it on all nodes'
+        : `this node does not give it (${trouble})`;
+  }
+  const name = `${range.first}${count > 1 ? `-${range.last}` : ''}/${protocol}`;
+  throw new RequestError(
+    'port-in-use',
+    `port ${name} cannot be published: ${why}. Free it, or publish another one`,
+  );
+}
+
+function isSamePlace(one: HostPort, other: HostPort): boolean {
+  return one.protocol === other.protocol && one.port === other.port && one.address === other.address;
+}
+
+function overlap(one: HostPort, other: HostPort): boolean {
+  const meet = one.address === undefined || other.address === undefined || one.address === other.address;
+  return one.protocol === other.protocol && one.port === other.port && meet;
+}
+
+/** Tries to listen there, in the namespace of this process: the host's. Of SCTP Node knows nothing, so it is not tried. */
+export const tryHostPort: Trial = async (protocol, address, port) => {
+  if (protocol === 'sctp') return undefined;
+  const at = { port, ...(address === '' ? {} : { address, host: address }) };
+  try {
+    if (protocol === 'tcp') {
+      const server = createServer().listen({ ...at, host: address === '' ? '0.0.0.0' : address });
+      await once(server, 'listening');
+      server.close();
+      await once(server, 'close');
+    } else {
+      const socket = createSocket('udp4');
+      try {
+        const listening = once(socket, 'listening');
+        socket.bind(at);
+        await listening;
+      } finally {
+        socket.close();
+      }
+    }
+    return undefined;
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code ?? String(error);
+  }
+};
