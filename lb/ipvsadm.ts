@@ -99,6 +99,16 @@ export async function runIpvsBatch(run: Runner, lines: readonly string[]): Promi
   await run('ipvsadm', ['--restore'], { input: lines.join('\n') + '\n', silent: true });
 }
 
+/** Seconds for which a TCP connection may be idle: as long as conntrack keeps one. IPVS by itself: 15 min. */
+const idleSeconds = 432_000;
+
+/** Lets idle connections be, instead of ending them in the middle without a word. */
+export async function keepIdle(run: Runner): Promise<void> {
+  const [, tcp] = /: (\d+) \d+ \d+/.exec(await run('ipvsadm', ['-L', '--timeout'])) ?? [];
+  // 0 leaves the other time-outs as they are.
+  if (Number(tcp) < idleSeconds) await run('ipvsadm', ['--set', String(idleSeconds), '0', '0']);
+}
+
 /**
  * Whether the kernel has IPVS. Asking makes the kernel load its module by itself where it can.
  * @returns undefined when it has, else why it has not, in words

@@ -22,7 +22,7 @@ import { CommandError, type Runner } from '../net/run.ts';
 import type { Sysctl } from '../net/sysctl.ts';
 import { observeTable, planTable, type NftLayout, type NftTable, type ObservedTable } from '../net/table.ts';
 import { hostPortElements } from '../lb/host-ports.ts';
-import { observeIpvs, planIpvs, runIpvsBatch, type IpvsService } from '../lb/ipvsadm.ts';
+import { keepIdle, observeIpvs, planIpvs, runIpvsBatch, type IpvsService } from '../lb/ipvsadm.ts';
 import { observedMarks } from '../lb/marks.ts';
 import type { Engine, EngineState } from '../lb/model.ts';
 import { Retirements } from '../lb/retired.ts';
@@ -234,6 +234,7 @@ export class Datapath {
       await sysctl.write('ipv4/vs/expire_nodest_conn', '1');
       // A connection may change the node that it comes in by, and is not at its beginning then.
       await sysctl.write('ipv4/vs/sloppy_tcp', '1');
+      await keepIdle(run);
     }
     await ensureFabric(run, sysctl, fabric, await this.readUnderlay());
     // A device that was made anew has taken the entries and routes of the old one along.

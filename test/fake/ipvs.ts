@@ -18,6 +18,8 @@ const line =
 
 export class FakeIpvs {
   readonly services = new Map<number, FakeService>();
+  /** Seconds. */
+  tcpTimeout = 900;
 
   /** `ipvsadm --save -n` */
   save(): string {

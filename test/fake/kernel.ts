@@ -107,6 +107,10 @@ export class FakeKernel {
         });
       case 'ipvsadm --save -n':
         return this.ipvs === undefined ? noIpvs : done(this.ipvs.save());
+      case 'ipvsadm -L --timeout':
+        return this.ipvs === undefined
+          ? noIpvs
+          : done(`Timeout (tcp tcpfin udp): ${this.ipvs.tcpTimeout} 120 300\n`);
       case 'ipvsadm --restore':
         return this.ipvs === undefined ? noIpvs : this.ipvs.restore(input);
       case 'iptables-nft --wait 5 -S FORWARD':
@@ -123,6 +127,10 @@ export class FakeKernel {
     const saved = `-A ${chain} ${rule.join(' ')}`;
     if (/^ip link (set|del) \S+( up)?$/.test(command)) return this.#batch(args.join(' '), false);
     if (command === 'conntrack -R -') return done('');
+    if (/^ipvsadm --set \d+ 0 0$/.test(command) && this.ipvs !== undefined) {
+      this.ipvs.tcpTimeout = Number(args[1]);
+      return done('');
+    }
     if (/^iptables-nft --wait 5 -[AD] FORWARD /.test(command)) {
       if (verb === '-A') this.forward.push(saved);
       else if (this.forward.includes(saved)) this.forward.splice(this.forward.indexOf(saved), 1);
@@ -182,5 +190,5 @@ function failed(stderr: string): Outcome {
 }
 
 function isLook(command: string): boolean {
-  return / show\b|--save|-S FORWARD|nft -j list/.test(command);
+  return / show\b|--save|--timeout|-S FORWARD|nft -j list/.test(command);
 }

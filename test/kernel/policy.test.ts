@@ -134,6 +134,18 @@ describe(`labels of a service, engine ${engine}`, function () {
     await refused(client, nodeAddress);
   });
 
+  it('lets connections be idle for days, not for a quarter of an hour', async () => {
+    await world.label(service, { 'causeway.lb.scheduler': 'wrr' });
+    await client.open('idle', nodeAddress, 8080);
+    await client.use('idle');
+    // What is left until the kernel forgets it: in seconds, or as IPVS says it, in minutes and seconds.
+    const left =
+      engine === 'ipvs'
+        ? /TCP +(\d+):\d+ +ESTABLISHED/.exec(await world.plugin.tool('ipvsadm', ['-Lcn']))
+        : /tcp +6 (\d+)\d\d ESTABLISHED/.exec(await world.plugin.tool('conntrack', ['-L', '-p', 'tcp']));
+    assert.ok(Number(left?.[1]) > 3 * 24 * (engine === 'ipvs' ? 60 : 36), left?.[0]);
+  });
+
   it('tells of a label that says nothing it knows, and goes by the others', async () => {
     await world.label(service, { 'causeway.lb.scheduler': 'fastest', 'causeway.publish.deny': '192.0.2.1' });
     await served(client, nodeAddress);
