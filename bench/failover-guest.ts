@@ -1,7 +1,7 @@
 // Owns what runs inside the virtual machine for the part `failover-ipvs`: a lab there, and the loss of one of its nodes.
 // Must not be run on a machine of anybody's: it is main.ts that boots a virtual one.
 //
-// usage: node bench/failover-guest.ts ROUNDS DATA-ROOT DATA-ROOT DATA-ROOT
+// usage: node bench/failover-guest.ts ROUNDS DATA-ROOT…
 //   Progress goes to standard error, the result as one line of JSON to standard output.
 import { release } from 'node:os';
 import { Lab } from '../test/lab/lab.ts';
@@ -22,6 +22,7 @@ const findings = await measureFailover({
   cluster,
   dockersMesh: true,
   rounds: Number(rounds),
+  tasks: 4,
   intervalMs: 250,
   progress,
 });

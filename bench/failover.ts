@@ -12,6 +12,8 @@ export interface FailoverOptions {
   /** Whether Docker's own mesh works on this kernel, and is to be compared with. */
   dockersMesh: boolean;
   rounds: number;
+  /** Of each service. */
+  tasks: number;
   /** From the beginning of one connection to that of the next, on each of the surviving nodes. */
   intervalMs: number;
   progress: (line: string) => void;
@@ -29,8 +31,6 @@ const beforeMs = 3_000;
 const offMs = 12_000;
 const afterMs = 3_000;
 
-const tasks = 6;
-
 interface Mesh {
   name: string;
   driver: 'causeway' | 'overlay';
@@ -46,7 +46,7 @@ interface Round {
 }
 
 export async function measureFailover(o: FailoverOptions): Promise<Finding[]> {
-  const { cluster, rounds, progress } = o;
+  const { cluster, rounds, tasks, progress } = o;
   const { nodes } = cluster.lab;
   const perNode = Math.ceil(tasks / nodes.length);
   const mesh = (name: string, driver: Mesh['driver'], port: number): Mesh => ({
@@ -83,7 +83,7 @@ export async function measureFailover(o: FailoverOptions): Promise<Finding[]> {
 
 async function allServe(cluster: Cluster, meshes: readonly Mesh[]): Promise<void> {
   for (const { service } of meshes)
-    for (const node of cluster.lab.nodes) await cluster.serving(node, service.port, tasks);
+    for (const node of cluster.lab.nodes) await cluster.serving(node, service.port, service.replicas);
 }
 
 /** One loss and one return of the last node. */
@@ -162,7 +162,7 @@ function summarize(rounds: readonly Round[], causeway: Mesh, dockers: Mesh | und
       samples: { ms: retried },
     },
     {
-      what: `from its power to all ${tasks} tasks on all nodes`,
+      what: `from its power to all ${causeway.service.replicas} tasks on all nodes`,
       value: median(returns),
       unit: 's',
       goal: { atMost: returnGoalSeconds },

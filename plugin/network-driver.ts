@@ -2,7 +2,7 @@
 // Must not call Docker, whose locks are held meanwhile, and must not know HTTP.
 import { isDeepStrictEqual } from 'node:util';
 import { fabricOverhead } from '../net/fabric.ts';
-import { createVeth, deleteLink } from '../net/links.ts';
+import { createVeth, deleteLink, observeLinks } from '../net/links.ts';
 import { peerName, vethName } from '../net/names.ts';
 import type { Runner } from '../net/run.ts';
 import type { Sysctl } from '../net/sysctl.ts';
@@ -267,17 +267,19 @@ export class NetworkDriver {
     EndpointID,
     Options: bindings,
   }: Request<typeof protocol.ProgramExternalConnectivity>): Promise<void> {
-    const { records, node, tryPort, log } = this.#options;
+    const { records, node, run, tryPort, log } = this.#options;
     if (bindings.length === 0) {
       await this.#setPorts(NetworkID, EndpointID, []);
       return;
     }
     await this.#endpoint(NetworkID, EndpointID);
     const { rows } = await records.endpoints.list();
-    const taken = rows
+    const others = rows
       .map(({ value }) => value)
-      .filter((other) => other.node === node && other.id !== EndpointID && other.sandbox !== undefined)
-      .flatMap(({ ports = [] }) => ports);
+      .filter((other) => other.node === node && other.id !== EndpointID);
+    // After a crash of Docker those that were are still in the records, and come back with the same ports.
+    const links = new Set((await observeLinks(run)).map(({ name }) => name));
+    const taken = others.filter(({ id }) => links.has(vethName(id))).flatMap(({ ports = [] }) => ports);
     const ports = await chooseHostPorts(bindings, taken, tryPort);
     await this.#setPorts(NetworkID, EndpointID, ports);
     log.info({ endpoint: EndpointID, ports }, 'a container publishes ports on this node');

@@ -248,6 +248,9 @@ describe('an endpoint that cannot be', () => {
       EndpointID: first,
     });
     await node.client.call(method, publish(second, 8080));
+    // A container that died with Docker keeps nothing from the one that comes in its place.
+    node.kernel.host.removeLink(vethName(second));
+    await node.client.call(method, publish(first, 8080));
   });
 });
 
