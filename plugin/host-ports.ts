@@ -22,29 +22,37 @@ export type Trial = (
   port: number,
 ) => Promise<string | undefined>;
 
+/** A port that is not to be had. */
+export interface TakenPort extends Omit<HostPort, 'targetPort'> {
+  /** Who has published it, as the subject of a sentence. */
+  by: string;
+}
+
 /**
- * @param taken by other containers of this node
+ * @param taken by other containers of this node, and by services
  * @param random from 0 and below 1: where the search for a port that was left open begins
  * @throws {RequestError} naming the port, and what to do
  */
 export async function chooseHostPorts(
   bindings: readonly PortBinding[],
-  taken: readonly HostPort[],
+  taken: readonly TakenPort[],
   trial: Trial,
   random: () => number = Math.random,
 ): Promise<HostPort[]> {
   const chosen: HostPort[] = [];
   for (const binding of bindings) {
-    const port = await choose(binding, [...taken, ...chosen], trial, random);
+    const port = await choose(binding, [...taken, ...chosen.map(asTaken)], trial, random);
     if (!chosen.some((other) => other.targetPort === port.targetPort && isSamePlace(other, port)))
       chosen.push(port);
   }
   return chosen;
 }
 
+const asTaken = (port: HostPort): TakenPort => ({ ...port, by: 'the same container' });
+
 async function choose(
   { Proto, Port: targetPort, HostIP, HostPort: first, HostPortEnd }: PortBinding,
-  taken: readonly HostPort[],
+  taken: readonly TakenPort[],
   trial: Trial,
   random: () => number,
 ): Promise<HostPort> {
@@ -67,8 +75,9 @@ async function choose(
   let why = '';
   for (let step = 0; step < count; step += 1) {
     const port: HostPort = { protocol, ...address, port: range.first + ((start + step) % count), targetPort };
-    if (taken.some((other) => overlap(other, port))) {
-      why = 'another container on this node has published it';
+    const other = taken.find((one) => overlap(one, port));
+    if (other !== undefined) {
+      why = `${other.by} has published it`;
       continue;
     }
     const trouble = await trial(protocol, any ? '' : HostIP, port.port);
@@ -77,7 +86,7 @@ async function choose(
       throw new RequestError('no-such-address', `${HostIP} is no address of this node: see ip address show`);
     why =
       trouble === 'EADDRINUSE'
-        ? 'a program on this node listens there, or a service has published it on all nodes'
+        ? 'a program on this node listens there, or a service of another network has published it'
         : `this node does not give it (${trouble})`;
   }
   const name = `${range.first}${count > 1 ? `-${range.last}` : ''}/${protocol}`;
@@ -91,7 +100,7 @@ function isSamePlace(one: HostPort, other: HostPort): boolean {
   return one.protocol === other.protocol && one.port === other.port && one.address === other.address;
 }
 
-function overlap(one: HostPort, other: HostPort): boolean {
+function overlap(one: TakenPort, other: HostPort): boolean {
   const meet = one.address === undefined || other.address === undefined || one.address === other.address;
   return one.protocol === other.protocol && one.port === other.port && meet;
 }

@@ -279,7 +279,17 @@ export class NetworkDriver {
       .filter((other) => other.node === node && other.id !== EndpointID);
     // After a crash of Docker those that were are still in the records, and come back with the same ports.
     const links = new Set((await observeLinks(run)).map(({ name }) => name));
-    const taken = others.filter(({ id }) => links.has(vethName(id))).flatMap(({ ports = [] }) => ports);
+    const taken = [
+      ...others
+        .filter(({ id }) => links.has(vethName(id)))
+        .flatMap(({ ports = [] }) =>
+          ports.map((port) => ({ ...port, by: 'another container on this node' })),
+        ),
+      // Where Docker's own mesh works it holds these as well, with a socket each.
+      ...(await records.services.list()).rows.flatMap(({ value: { name, ports } }) =>
+        ports.map(({ protocol, port }) => ({ protocol, port, by: `service ${name}` })),
+      ),
+    ];
     const ports = await chooseHostPorts(bindings, taken, tryPort);
     await this.#setPorts(NetworkID, EndpointID, ports);
     log.info({ endpoint: EndpointID, ports }, 'a container publishes ports on this node');

@@ -288,7 +288,7 @@ describe(`a one-node Swarm in a real Docker Engine, engine ${engine}`, function 
     const again = await run('two', '-p', '8095:80');
     assert.match(again.stderr, /port 8095\/tcp cannot be published: another container/);
     const service = await run('three', '-p', '8080:80');
-    assert.match(service.stderr, /port 8080\/tcp cannot be published: .*a service has published it/);
+    assert.match(service.stderr, /port 8080\/tcp cannot be published: service web has published it/);
     await docker('rm', '--force', 'one', 'two', 'three');
     const gone = await ask(lab.client, ['http', `http://${node.address}:8095/`, '--count', '1']);
     assert.match(errors(gone).join(), /ECONNREFUSED/);

@@ -4,14 +4,14 @@ import assert from 'node:assert/strict';
 import { createSocket } from 'node:dgram';
 import { once } from 'node:events';
 import { createServer, type AddressInfo } from 'node:net';
-import { chooseHostPorts, tryHostPort, type Trial } from '../../plugin/host-ports.ts';
+import { chooseHostPorts, tryHostPort, type TakenPort, type Trial } from '../../plugin/host-ports.ts';
 import { PortBinding } from '../../plugin/protocol.ts';
 import type { HostPort } from '../../store/records.ts';
 
 const free: Trial = () => Promise.resolve(undefined);
 const binding = (rest: Partial<PortBinding> = {}): PortBinding =>
   PortBinding.parse({ Proto: 6, Port: 80, HostPort: 8080, HostPortEnd: 8080, ...rest });
-const choose = (bindings: PortBinding[], taken: HostPort[] = [], trial = free): Promise<HostPort[]> =>
+const choose = (bindings: PortBinding[], taken: TakenPort[] = [], trial = free): Promise<HostPort[]> =>
   chooseHostPorts(bindings, taken, trial, () => 0.5);
 
 describe('ports of a container on its node', () => {
@@ -32,7 +32,7 @@ describe('ports of a container on its node', () => {
 
   it('are chosen of a range, and where none was said, from those that are free', async () => {
     const busy: Trial = (_, __, port) => Promise.resolve(port === 8001 ? 'EADDRINUSE' : undefined);
-    const taken: HostPort[] = [{ protocol: 'tcp', port: 8000, targetPort: 1 }];
+    const taken: TakenPort[] = [{ protocol: 'tcp', port: 8000, by: 'service web' }];
     const range = binding({ HostPort: 8000, HostPortEnd: 8005 });
     assert.deepEqual(
       (await choose([range, range], taken, busy)).map(({ port }) => port),
@@ -43,7 +43,9 @@ describe('ports of a container on its node', () => {
   });
 
   it('may be the same at different addresses, and of different protocols', async () => {
-    const taken: HostPort[] = [{ protocol: 'tcp', address: '192.0.2.1', port: 8080, targetPort: 80 }];
+    const taken: TakenPort[] = [
+      { protocol: 'tcp', address: '192.0.2.1', port: 8080, by: 'another container' },
+    ];
     assert.equal((await choose([binding({ HostIP: '192.0.2.2' }), binding({ Proto: 17 })], taken)).length, 2);
     await assert.rejects(choose([binding()], taken), /8080\/tcp .*another container/);
     await assert.rejects(choose([binding({ HostIP: '192.0.2.1' })], taken), /another container/);
