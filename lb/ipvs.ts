@@ -93,7 +93,11 @@ export const ipvsEngine: Engine = {
       marks,
     };
   },
-  shortcomings: () => [],
+  shortcomings({ affinity } = {}) {
+    if (affinity === undefined) return [];
+    const what = `affinity=${affinity} keeps a client with its task for as long as the tasks stay`;
+    return [`engine ipvs does not count seconds for published ports, only for VIPs: ${what}`];
+  },
 };
 
 interface Rendered {
@@ -159,8 +163,13 @@ const schedulerFlags: Record<string, readonly string[]> = {
   mh: ['mh-fallback', 'mh-port'],
 };
 
+/** By the client's address alone. */
+const bySource = { scheduler: 'mh', flags: ['mh-fallback'] } as const;
+
 function schedulingOf(server: VirtualServer): Pick<IpvsService, 'scheduler' | 'flags' | 'affinity'> {
   const { scheduler, affinity } = server.policy ?? {};
+  // Of a service that is chosen by mark, IPVS does not translate the port of a connection that stays with its task.
+  if (affinity !== undefined && server.kind === 'port') return bySource;
   const weighted = new Set(takers(server).map(({ weight }) => weight)).size > 1;
   const chosen = scheduler ?? (weighted ? 'wrr' : 'rr');
   return {

@@ -24,7 +24,7 @@ export interface NftLayout {
   chains: Readonly<Record<string, NftBaseChain>>;
 }
 
-/** Elements of one set: key in nft's words to value ('' in a set; `goto CHAIN`, an address or a number in a map). */
+/** Elements of one set: key in nft's words to value ('' in a set; `goto CHAIN` or `jump CHAIN`, an address or a number in a map). */
 export type NftElements = ReadonlyMap<string, string>;
 
 /** Chains, and the elements that lead to them: what comes and goes together. */
@@ -298,6 +298,8 @@ function formatKey(key: unknown): string {
 }
 
 function formatValue(value: unknown): string {
-  const target = (value as { goto?: { target: string } }).goto?.target;
-  return target === undefined ? formatKey(value) : `goto ${target}`;
+  const verdict = value as Partial<Record<'goto' | 'jump', { target: string }>>;
+  for (const word of ['goto', 'jump'] as const)
+    if (verdict[word] !== undefined) return `${word} ${verdict[word].target}`;
+  return formatKey(value);
 }

@@ -232,6 +232,8 @@ export class Datapath {
       await sysctl.write('ipv4/vs/conntrack', '1');
       // A connection whose real server was removed is ended, not swallowed.
       await sysctl.write('ipv4/vs/expire_nodest_conn', '1');
+      // A client that stays with its task does not when the task drains.
+      await sysctl.write('ipv4/vs/expire_quiescent_template', '1');
       // A connection may change the node that it comes in by, and is not at its beginning then.
       await sysctl.write('ipv4/vs/sloppy_tcp', '1');
       await keepIdle(run);

@@ -92,7 +92,8 @@ describe(`labels of a service, engine ${engine}`, function () {
 
   it('causeway.lb.scheduler=lc is served, or called what it is not', async () => {
     await world.label(service, { 'causeway.lb.scheduler': 'lc' });
-    await served(client, nodeAddress);
+    // The kernel counts connections that have ended a moment ago too, so not every task need have its turn.
+    assert.ok((await askMany(client, nodeAddress, 8080, 6)).servers.length > 1);
     const { virtualServers } = await world.status();
     const texts = virtualServers.flatMap(({ shortcomings }) => shortcomings);
     assert.equal(
@@ -138,12 +139,12 @@ describe(`labels of a service, engine ${engine}`, function () {
     await world.label(service, { 'causeway.lb.scheduler': 'wrr' });
     await client.open('idle', nodeAddress, 8080);
     await client.use('idle');
-    // What is left until the kernel forgets it: in seconds, or as IPVS says it, in minutes and seconds.
+    // What is left until the kernel forgets it, in seconds.
     const left =
       engine === 'ipvs'
-        ? /TCP +(\d+):\d+ +ESTABLISHED/.exec(await world.plugin.tool('ipvsadm', ['-Lcn']))
-        : /tcp +6 (\d+)\d\d ESTABLISHED/.exec(await world.plugin.tool('conntrack', ['-L', '-p', 'tcp']));
-    assert.ok(Number(left?.[1]) > 3 * 24 * (engine === 'ipvs' ? 60 : 36), left?.[0]);
+        ? /^TCP .* ESTABLISHED +(\d+)/m.exec(await world.node.run('cat', '/proc/net/ip_vs_conn'))
+        : /tcp +6 (\d+) ESTABLISHED/.exec(await world.plugin.tool('conntrack', ['-L', '-p', 'tcp']));
+    assert.ok(Number(left?.[1]) > 3 * 24 * 3600, left?.[0]);
   });
 
   it('tells of a label that says nothing it knows, and goes by the others', async () => {

@@ -182,6 +182,9 @@ describe('engine ipvs', () => {
     assert.deepEqual(of(undefined), ['rr', [], undefined]);
     assert.deepEqual(of(undefined, [...two, { address: '10.64.0.5', weight: 2 }]), ['wrr', [], undefined]);
     assert.deepEqual(of({ scheduler: 'lc', affinity: 60 }), ['lc', [], 60]);
+    const { services } = ipvsEngine.render([{ ...port(two), policy: { affinity: 60 } }], none);
+    assert.deepEqual([services[0]?.scheduler, services[0]?.flags], ['mh', ['mh-fallback']]);
+    assert.match(ipvsEngine.shortcomings({ affinity: 60 }).join(), /published ports/);
     assert.deepEqual(of({ scheduler: 'sh' }), ['sh', ['sh-fallback'], undefined]);
     assert.deepEqual(of({ scheduler: 'mh' }), ['mh', ['mh-fallback', 'mh-port'], undefined]);
   });
