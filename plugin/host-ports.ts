@@ -3,8 +3,7 @@
 // Must not know how a port is led to its container (lb/host-ports.ts).
 import { createSocket } from 'node:dgram';
 import { once } from 'node:events';
-import { isIPv4 } from 'node:net';
-import { createServer } from 'node:net';
+import { createServer, isIPv4 } from 'node:net';
 import type { HostPort } from '../store/records.ts';
 import { RequestError } from './errors.ts';
 import type { PortBinding } from './protocol.ts';
@@ -40,11 +39,8 @@ export async function chooseHostPorts(
   random: () => number = Math.random,
 ): Promise<HostPort[]> {
   const chosen: HostPort[] = [];
-  for (const binding of bindings) {
-    const port = await choose(binding, [...taken, ...chosen.map(asTaken)], trial, random);
-    if (!chosen.some((other) => other.targetPort === port.targetPort && isSamePlace(other, port)))
-      chosen.push(port);
-  }
+  for (const binding of bindings)
+    chosen.push(await choose(binding, [...taken, ...chosen.map(asTaken)], trial, random));
   return chosen;
 }
 
@@ -94,10 +90,6 @@ async function choose(
     'port-in-use',
     `port ${name} cannot be published: ${why}. Free it, or publish another one`,
   );
-}
-
-function isSamePlace(one: HostPort, other: HostPort): boolean {
-  return one.protocol === other.protocol && one.port === other.port && one.address === other.address;
 }
 
 function overlap(one: TakenPort, other: HostPort): boolean {
