@@ -4,11 +4,13 @@
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { pluginName } from '../../rootfs/create.ts';
 import { imageName, loadImage, prepareImage } from '../lab/image.ts';
 import { Lab } from '../lab/lab.ts';
 import type { LabNode } from '../lab/node.ts';
 import { signal, until } from '../lab/processes.ts';
+import { enablePlugin } from '../lab/slow.ts';
 import { slowness } from '../slowness.ts';
 import { findAddresses, keepLookingUp, lookUp } from './questions.ts';
 
@@ -16,6 +18,8 @@ const upstreamProgram = join(import.meta.dirname, 'upstream-program.ts');
 const outside = '192.0.2.80';
 const port = 4795;
 const many = 50;
+/** From half a second after a plugin's restart on Docker looks whether it listens; should it end meanwhile, Docker looks on. */
+const restartMs = 3000 * slowness;
 
 const patience = { timeoutMs: 150_000 * slowness, everyMs: 300 };
 
@@ -133,13 +137,14 @@ describe('names in the containers of a node', function () {
     assert.ok(pid);
     signal(pid, 'SIGKILL');
     await until('it is back', isLed, patience);
+    await sleep(restartMs);
     await docker('plugin', 'disable', '--force', pluginName);
     assert.equal(await isLed(), false);
-    await docker('plugin', 'enable', pluginName);
+    await enablePlugin(node, pluginName);
     await until('it is back', isLed, patience);
     await docker('plugin', 'disable', '--force', pluginName);
     await docker('plugin', 'set', pluginName, 'CAUSEWAY_DNS=off');
-    await docker('plugin', 'enable', pluginName);
+    await enablePlugin(node, pluginName);
     await until(
       'the sandbox is as Docker made it',
       async () => !/causeway/.test(await inSandbox('nft', 'list', 'tables')),
