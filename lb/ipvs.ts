@@ -29,9 +29,8 @@ const isReply = 'ct direction reply return';
 
 /** A VIP is a local address too: what goes to one is no business of the published ports, served or not. */
 const toVip = `${balanced} ip daddr @vips goto mark_vip`;
-/** Ports that not everybody may come in by: who may not is not marked, and refused where everything unmarked is. */
-const guard = `${toNode} ${balanced} meta l4proto . th dport vmap @port_guards`;
-const markPort = `${toNode} ${balanced} meta mark set meta l4proto . th dport map @port_marks`;
+/** One look at the routing table for both look-ups of the port. */
+const toPort = `${toNode} ${balanced} goto mark_port`;
 
 /** Whoever was not let in, Docker's mesh shall not let in either. */
 const published = `${toNode} ${balanced} meta l4proto . th dport @published ${decidedHere}`;
@@ -47,13 +46,20 @@ const layout: NftLayout = {
   },
   chains: {
     mark_vip: { rules: ['meta mark set ip daddr map @vip_marks'] },
+    mark_port: {
+      rules: [
+        // Ports that not everybody may come in by: who may not is not marked, and refused where everything unmarked is.
+        'meta l4proto . th dport vmap @port_guards',
+        'meta mark set meta l4proto . th dport map @port_marks',
+      ],
+    },
     mark_in: {
       hook: 'type filter hook prerouting priority mangle; policy accept;',
-      rules: [isReply, toVip, guard, markPort],
+      rules: [isReply, toVip, toPort],
     },
     mark_out: {
       hook: 'type filter hook output priority mangle; policy accept;',
-      rules: [isReply, toVip, ...[guard, markPort].map((rule) => `ip daddr != 127.0.0.0/8 ${rule}`)],
+      rules: [isReply, toVip, `ip daddr != 127.0.0.0/8 ${toPort}`],
     },
     balance_in: {
       hook: `type nat hook prerouting priority ${aheadOfDocker}; policy accept;`,
