@@ -1,14 +1,15 @@
-// Owns the cluster whose parts are lost: a Swarm of managers with Consul and the plugin on each, and when it serves.
+// Owns the cluster that parts of the bench do something to: a Swarm with Consul and the plugin on each node, its services,
+// and when they serve.
 // Must not lose anything, nor measure.
 import { z } from 'zod';
 import { pluginName } from '../rootfs/create.ts';
+import { askFor } from '../test/lab/asking.ts';
 import { loadImage, prepareImage } from '../test/lab/image.ts';
 import type { Lab } from '../test/lab/lab.ts';
 import type { LabNode } from '../test/lab/node.ts';
 import { until } from '../test/lab/processes.ts';
 import { enablePlugin } from '../test/lab/slow.ts';
 import { slowness } from '../test/slowness.ts';
-import { askFor } from './failover-ask.ts';
 
 export interface ClusterOptions {
   lab: Lab;
@@ -41,6 +42,8 @@ export interface PublishedService {
   replicas: number;
   /** So that a node that comes back gets its share again: Swarm moves no running task. */
   perNode: number;
+  /** What a task may take to end, in seconds; default 1. */
+  graceSeconds?: number;
 }
 
 export class Cluster {
@@ -123,15 +126,61 @@ export class Cluster {
     await this.docker('network', 'create', '--driver', ...words, '--attachable', name);
   }
 
-  async service({ name, network, port, replicas, perNode }: PublishedService): Promise<void> {
+  async service({
+    name,
+    network,
+    port,
+    replicas,
+    perNode,
+    graceSeconds = 1,
+  }: PublishedService): Promise<void> {
     const create = ['service', 'create', '--detach', '--quiet', '--no-resolve-image', '--name', name];
     const spread = ['--replicas', String(replicas), '--replicas-max-per-node', String(perNode)];
     // Without it Swarm sends connections to a task whose process has not come to listen yet.
     // Each check is a few programs: where those are slow, a dozen tasks would be busy with nothing else.
     const often = ['--health-interval', `${3 * slowness ** 2}s`, '--health-timeout', `${10 * slowness}s`];
     const health = ['--health-cmd', 'wget -q -O - http://127.0.0.1/', ...often];
-    const rest = ['--network', network, '--publish', `${port}:80`, '--stop-grace-period', '1s', this.image];
+    const ends = ['--stop-grace-period', `${graceSeconds}s`];
+    const rest = ['--network', network, '--publish', `${port}:80`, ...ends, this.image];
     await this.docker(...create, ...spread, ...health, ...rest);
+  }
+
+  /** Replaces all tasks of a service, and resolves when the old ones have ended. */
+  async update(
+    { name, replicas }: Pick<PublishedService, 'name' | 'replicas'>,
+    { order, parallelism }: { order: 'stop-first' | 'start-first'; parallelism: number },
+  ): Promise<void> {
+    const last = await this.#updateOf(name);
+    const how = [
+      '--update-order',
+      order,
+      '--update-parallelism',
+      String(parallelism),
+      '--update-delay',
+      '0s',
+    ];
+    await this.docker('service', 'update', '--detach', '--quiet', '--force', ...how, name);
+    await this.until(`${name} is updated`, async () => {
+      const { began, state } = await this.#updateOf(name);
+      if (state === 'paused')
+        throw new Error(`Docker gave up updating ${name}: see docker service ps ${name}`);
+      return began !== last.began && state === 'completed';
+    });
+    await this.until(`the old tasks of ${name} have ended`, async () => {
+      const filter = ['--filter', `label=com.docker.swarm.service.name=${name}`];
+      const lists = await Promise.all(
+        this.lab.nodes.map((node) => node.docker(['ps', '--quiet', ...filter], { signal: this.#signal })),
+      );
+      return lists.flatMap(({ stdout }) => stdout.split('\n').filter(Boolean)).length === replicas;
+    });
+  }
+
+  /** When a service's last update began, and its state, as Docker writes them. */
+  async #updateOf(service: string): Promise<{ began: string; state: string }> {
+    const format = '{{with .UpdateStatus}}{{.StartedAt}} {{.State}}{{end}}';
+    // A time as Go prints it has blanks in it.
+    const words = (await this.docker('service', 'inspect', '--format', format, service)).split(' ');
+    return { state: words.pop() ?? '', began: words.join(' ') };
   }
 
   /** Resolves when a node's port answers from so many tasks, without an error. */

@@ -1,16 +1,6 @@
 // Owns what the outcomes of a load say of a loss: until when connections failed. Pure.
 // Must not make the load, nor cause the loss.
-
-/** One request; times in milliseconds of Unix time, all by one clock. */
-export interface Outcome {
-  /** When it was begun. */
-  at: number;
-  /** How long it took to end. */
-  ms: number;
-  /** How long it took to have a connection; absent when it never had one. */
-  connected?: number;
-  error?: string;
-}
+import type { Outcome } from '../test/lab/asking.ts';
 
 export interface LossReport {
   /**

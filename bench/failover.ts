@@ -1,8 +1,8 @@
 // Owns the part `failover`: a node loses its power under new connections to the others, and gets it again.
 // Must not know on which kernel, nor by which engine.
 import { setTimeout as sleep } from 'node:timers/promises';
-import { startLoad, type Load } from './failover-ask.ts';
-import type { Cluster, PublishedService } from './failover-cluster.ts';
+import { startLoad, type Load } from '../test/lab/asking.ts';
+import type { Cluster, PublishedService } from './cluster.ts';
 import { reportLoss, type LossReport } from './failover-outcome.ts';
 import type { Finding } from './report.ts';
 import { median } from './rounds.ts';

@@ -10,12 +10,13 @@ import { prepareDockerDisk } from '../test/lab/vm/docker.ts';
 import type { Disk } from '../test/lab/vm/qemu.ts';
 import { Vm } from '../test/lab/vm.ts';
 import { idleMemory, rootfsSize, startTime } from './footprint.ts';
-import { Cluster } from './failover-cluster.ts';
+import { Cluster } from './cluster.ts';
 import { measureFailover } from './failover.ts';
 import { prepareLoad } from './load.ts';
 import { compareResolvers } from './names.ts';
 import { comparePaths } from './paths.ts';
 import { isMet, load, parts, renderTable, save, writeDocuments, type Finding, type Part } from './report.ts';
+import { measureRollouts } from './rollout.ts';
 import { measureScale } from './scale.ts';
 import { soakLeaders, soakOutage, type SoakOptions } from './soak.ts';
 
@@ -27,13 +28,15 @@ const usage = `usage: npm run bench -- [PART...] [--quick] [--rounds N] [--secon
   names       questions for names, against Docker's own resolver and dnsmasq
   scale       what large clusters cost a node, and how soon a task is a real server on all nodes
   failover    until when connections fail once a node of three has lost its power, and when it serves again
+  rollout     requests that fail while a service of six tasks is updated, twenty times
               (without a PART: all of them)
-  failover-ipvs
+  failover-ipvs, rollout-ipvs
               the same with engine ipvs, and of Docker's own mesh beside it, in the virtual machine
   soak        half an hour: leaders, the leading manager lost ten times under churn; outage, ten minutes without Consul
 
   --quick     3 rounds of 1 s, 5 s idle: whether it works, not how well
-  --rounds N  default 15, of failover 5 (ipvs: 3), of leaders 10        --seconds N  of each round, default 2, of outage 600
+  --rounds N  default 15, of failover 5 (ipvs: 3), of rollout 20 (ipvs: 4), of leaders 10
+  --seconds N of each round, default 2, of outage 600
   --write     put the results of all parts, of this run or an earlier one, into docs/performance.md; of soak into
               docs/resilience.md, of scale into docs/scale.md
 
@@ -118,14 +121,21 @@ const measure: Record<Part, (settings: Settings, progress: Progress) => Promise<
     return { kernel: release(), findings: await measureScale({ rounds, progress, signal }) };
   },
 
-  async 'failover-ipvs'({ rounds, signal }, progress) {
-    const disk = await prepareDockerDisk({ progress, signal });
-    // What is written goes to a copy of each disk's own, so one file does for all nodes.
-    // Two nodes, one of which is lost: an emulated processor has not the time for more.
-    const disks = [1, 2].map((node) => ({ ...disk, at: `${disk.at}-${node}` }));
-    const guest = join(import.meta.dirname, 'failover-guest.ts');
-    return inGuest(disks, [guest, String(rounds), ...disks.map(({ at }) => at)], { progress, signal });
-  },
+  rollout: ({ rounds, signal }, progress) =>
+    inCluster('rollout', signal, progress, (o) =>
+      measureRollouts({
+        ...o,
+        dockersMesh: false,
+        rounds,
+        tasks: 6,
+        parallelism: 2,
+        perSecond: 200,
+        long: 50,
+      }),
+    ),
+
+  'failover-ipvs': (settings, progress) => inGuestCluster('failover', settings, progress),
+  'rollout-ipvs': (settings, progress) => inGuestCluster('rollout', settings, progress),
 
   leaders: ({ rounds, signal }, progress) =>
     inCluster('soak-leaders', signal, progress, (o) => soakLeaders(o, { losses: rounds })),
@@ -153,6 +163,21 @@ async function inGuest(
   return JSON.parse(stdout) as Measured;
 }
 
+/** What is done to a cluster, in the virtual machine. */
+async function inGuestCluster(
+  part: 'failover' | 'rollout',
+  { rounds, signal }: Settings,
+  progress: Progress,
+): Promise<Measured> {
+  const disk = await prepareDockerDisk({ progress, signal });
+  // What is written goes to a copy of each disk's own, so one file does for all nodes.
+  // Two nodes: an emulated processor has not the time for more.
+  const disks = [1, 2].map((node) => ({ ...disk, at: `${disk.at}-${node}` }));
+  const guest = join(import.meta.dirname, 'cluster-guest.ts');
+  const program = [guest, part, String(rounds), ...disks.map(({ at }) => at)];
+  return inGuest(disks, program, { progress, signal });
+}
+
 /** Runs `work` with three nodes, Consul on each. */
 async function inCluster(
   name: string,
@@ -172,10 +197,16 @@ async function inCluster(
 /** What `soak` names. */
 const soak: readonly Part[] = ['leaders', 'outage'];
 /** Too long to be meant by a command that names no part. */
-const onlyByName: readonly Part[] = ['failover-ipvs', ...soak];
+const onlyByName: readonly Part[] = ['failover-ipvs', 'rollout-ipvs', ...soak];
 
 /** Where they differ: a round of failover takes a minute, and what is lost is lost as often and as long as promised. */
-const defaultRounds: Partial<Record<Part, number>> = { failover: 5, 'failover-ipvs': 3, leaders: 10 };
+const defaultRounds: Partial<Record<Part, number>> = {
+  failover: 5,
+  'failover-ipvs': 3,
+  rollout: 20,
+  'rollout-ipvs': 4,
+  leaders: 10,
+};
 const defaultSeconds: Partial<Record<Part, number>> = { outage: 600 };
 
 async function main(): Promise<void> {

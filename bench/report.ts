@@ -16,6 +16,8 @@ export const parts = [
   'scale',
   'failover',
   'failover-ipvs',
+  'rollout',
+  'rollout-ipvs',
   'leaders',
   'outage',
 ] as const;
@@ -26,7 +28,7 @@ const finding = z.object({
   what: z.string(),
   /** In `unit`. */
   value: z.number(),
-  /** `ratio`, or that of a figure: `MB` (1,000,000 bytes), `ms`, `connections`. */
+  /** `ratio`, or that of a figure: `MB` (1,000,000 bytes), `ms`, `connections`, `requests`. */
   unit: z.string(),
   /** Where 90 % of the values would lie were the rounds drawn again; only of ratios. */
   interval: z.tuple([z.number(), z.number()]).optional(),
@@ -109,6 +111,8 @@ const titles: Record<Part, string> = {
   scale: 'Scale',
   failover: 'Loss of a node',
   'failover-ipvs': "Loss of a node, engine ipvs, and Docker's own mesh",
+  rollout: 'Rolling updates',
+  'rollout-ipvs': "Rolling updates, engine ipvs, and Docker's own mesh",
   leaders: 'The leading manager lost under churn',
   outage: 'Consul away',
 };
@@ -122,6 +126,8 @@ const extents: Record<Part, (of: Circumstances) => string> = {
   scale: ({ rounds }) => ` ${rounds} rounds.`,
   failover: ({ rounds }) => ` ${rounds} rounds.`,
   'failover-ipvs': ({ rounds }) => ` ${rounds} rounds.`,
+  rollout: ({ rounds }) => ` ${rounds} updates.`,
+  'rollout-ipvs': ({ rounds }) => ` ${rounds} updates.`,
   leaders: ({ rounds }) => ` ${rounds} losses.`,
   outage: ({ seconds }) => ` ${seconds} s.`,
 };

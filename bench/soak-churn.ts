@@ -1,7 +1,7 @@
 // Owns churn: services created, scaled and removed without a pause, through whatever manager is there.
 // Must not end because a command fails: managers are lost meanwhile.
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { Cluster } from './failover-cluster.ts';
+import type { Cluster } from './cluster.ts';
 
 /** From one change to the next, in milliseconds. */
 const everyMs = 1_000;

@@ -2,7 +2,7 @@
 // Must not judge (soak-audit.ts), nor trust anything that Causeway says of itself but which node is which.
 import { z } from 'zod';
 import type { LabNode } from '../test/lab/node.ts';
-import type { Cluster } from './failover-cluster.ts';
+import type { Cluster } from './cluster.ts';
 import type { Lease, Use } from './soak-audit.ts';
 
 const container = z.object({

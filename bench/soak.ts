@@ -3,8 +3,8 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { z } from 'zod';
 import type { LabNode } from '../test/lab/node.ts';
-import { startLoad } from './failover-ask.ts';
-import type { Cluster } from './failover-cluster.ts';
+import { startLoad } from '../test/lab/asking.ts';
+import type { Cluster } from './cluster.ts';
 import type { Finding } from './report.ts';
 import { audit, type Audit } from './soak-audit.ts';
 import { Churn } from './soak-churn.ts';

@@ -1,8 +1,8 @@
 // Owns the demo of several nodes: the mesh over all of them, and what a client notices when one loses its power.
 // Must not judge how fast that is overcome, only that it is: the machine may be busy. bench/ measures.
 import { setTimeout as sleep } from 'node:timers/promises';
-import { startLoad, type Load } from '../../bench/failover-ask.ts';
-import { reportLoss, type Outcome } from '../../bench/failover-outcome.ts';
+import { reportLoss } from '../../bench/failover-outcome.ts';
+import { startLoad, type Load, type Outcome } from '../lab/asking.ts';
 import { loadImage, type Image } from '../lab/image.ts';
 import type { Lab } from '../lab/lab.ts';
 import type { LabNode } from '../lab/node.ts';

@@ -1,6 +1,6 @@
 // Owns the picture of failed connections over time. Pure.
 // Must not judge what it shows.
-import type { Outcome } from '../../bench/failover-outcome.ts';
+import type { Outcome } from '../lab/asking.ts';
 
 /** One character stands for this long, in milliseconds. */
 const cell = 100;

@@ -2,11 +2,23 @@
 // Must not judge what comes back.
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
-import type { Host } from '../test/lab/node.ts';
-import type { Outcome } from './failover-outcome.ts';
+import type { Host } from './node.ts';
 
-const echo = join(import.meta.dirname, '../test/lab/image/echo.ts');
-const load = join(import.meta.dirname, 'failover-load.ts');
+const echo = join(import.meta.dirname, 'image/echo.ts');
+const program = join(import.meta.dirname, 'asking-program.ts');
+
+/** One request; times in milliseconds of Unix time, all by one clock. */
+export interface Outcome {
+  /** When it was begun. */
+  at: number;
+  /** How long it took to end. */
+  ms: number;
+  /** How long it took to have a connection; absent when it never had one. */
+  connected?: number;
+  /** Who answered, or began to. */
+  task?: string;
+  error?: string;
+}
 
 /** How long one of a few may take, in milliseconds. */
 const askTimeoutMs = 2_000;
@@ -45,7 +57,7 @@ export interface Pace {
 /** Asks on schedule from now on, whatever becomes of the requests before. Resolves with the first outcome. */
 export async function startLoad(from: Pick<Host, 'start'>, url: string, pace: Pace): Promise<Load> {
   const words = [url, String(pace.intervalMs), String(pace.timeoutMs)];
-  const running = from.start([process.execPath, load, ...words]);
+  const running = from.start([process.execPath, program, ...words]);
   const outcomes: Outcome[] = [];
   const lines = createInterface({ input: running.stdout });
   const first = Promise.withResolvers<undefined>();

@@ -1,7 +1,8 @@
 // Owns the tests of what the bench makes of a load's outcomes around a loss.
 // Must not start a load.
 import assert from 'node:assert/strict';
-import { reportLoss, type Outcome } from '../../bench/failover-outcome.ts';
+import { reportLoss } from '../../bench/failover-outcome.ts';
+import type { Outcome } from '../lab/asking.ts';
 
 const ok = (at: number): Outcome => ({ at, ms: 3 });
 const failed = (at: number, ms = 5_000): Outcome => ({ at, ms, error: 'no answer' });

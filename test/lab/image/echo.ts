@@ -25,7 +25,7 @@ const describe = (client: string | undefined, port: number | undefined) =>
  * UDP answers each datagram with the description.
  */
 function serve(http: number, echo: number): void {
-  createHttpServer((request, response) => {
+  const web = createHttpServer((request, response) => {
     const { remoteAddress, remotePort } = request.socket;
     const { pathname, searchParams } = new URL(request.url ?? '/', 'http://any');
     // /bytes?n=… measures throughput.
@@ -34,7 +34,11 @@ function serve(http: number, echo: number): void {
       return;
     }
     response.setHeader('content-type', 'application/json');
-    response.end(describe(remoteAddress, remotePort));
+    response.write(describe(remoteAddress, remotePort));
+    // /slow?ms=… is a request that takes its time: who answers is told at once, and that this was all at the end.
+    if (pathname === '/slow')
+      setTimeout(() => response.end(), Math.min(Number(searchParams.get('ms')), 60_000));
+    else response.end();
   }).listen(http);
 
   createTcpServer((socket) => {
@@ -47,8 +51,8 @@ function serve(http: number, echo: number): void {
   udp.on('message', (_, { address, port }) => udp.send(describe(address, port), port, address));
   udp.bind(echo);
 
-  // Process 1 of a container has no default action for signals.
-  process.on('SIGTERM', () => process.exit(0));
+  // Process 1 of a container has no default action for signals. As servers should, it answers what it was asked.
+  process.on('SIGTERM', () => web.close(() => process.exit(0)));
 }
 
 interface Pace {

@@ -1,0 +1,189 @@
+// Owns the part `rollout`: a service is updated task by task, again and again, under new connections and long requests.
+// Must not know on which kernel, nor by which engine.
+import { setTimeout as sleep } from 'node:timers/promises';
+import { startLoad, type Load, type Outcome } from '../test/lab/asking.ts';
+import type { Cluster, PublishedService } from './cluster.ts';
+import type { Finding } from './report.ts';
+
+export interface RolloutOptions {
+  cluster: Cluster;
+  /** Whether Docker's own mesh works on this kernel, and is to be compared with. */
+  dockersMesh: boolean;
+  /** Updates, of which every other one starts the new task first. */
+  rounds: number;
+  /** Of each service. */
+  tasks: number;
+  /** Tasks that are updated at a time. */
+  parallelism: number;
+  /** New connections per second and mesh, over all nodes. */
+  perSecond: number;
+  /** Long requests that are under way at any time per mesh, over all nodes, each by a connection of its own. */
+  long: number;
+  progress: (line: string) => void;
+}
+
+/** What a long request takes; its task gets far longer to end it. */
+const longMs = 3_000;
+const graceSeconds = 15;
+/** A request without an answer has failed after this and what its task takes. */
+const timeoutMs = 5_000;
+
+const beforeMs = 1_000;
+const orders = ['stop-first', 'start-first'] as const;
+type Order = (typeof orders)[number];
+
+interface Mesh {
+  name: string;
+  driver: 'causeway' | 'overlay';
+  service: PublishedService;
+}
+
+interface Count {
+  begun: number;
+  failed: number;
+}
+
+/** What became of the requests to one mesh during one update. */
+interface Round {
+  order: Order;
+  mesh: Mesh;
+  brief: Count;
+  long: Count;
+  /** Each failure, for a person to look into. */
+  errors: string[];
+}
+
+export async function measureRollouts(o: RolloutOptions): Promise<Finding[]> {
+  const { cluster, rounds, tasks, progress } = o;
+  const { nodes } = cluster.lab;
+  // While a new task runs beside the old one there are more.
+  const perNode = Math.ceil((tasks + o.parallelism) / nodes.length);
+  const mesh = (name: string, driver: Mesh['driver'], port: number): Mesh => ({
+    name,
+    driver,
+    service: {
+      name: `web-${driver}`,
+      network: `net-${driver}`,
+      port,
+      replicas: tasks,
+      perNode,
+      graceSeconds,
+    },
+  });
+  const causeway = mesh('Causeway', 'causeway', 8080);
+  const dockers = mesh("Docker's mesh", 'overlay', 8090);
+  const meshes = o.dockersMesh ? [causeway, dockers] : [causeway];
+  progress('deploying');
+  for (const { driver, service } of meshes) {
+    await cluster.network(service.network, driver);
+    await cluster.service(service);
+  }
+  const done: Round[] = [];
+  for (let at = 0; at < rounds; at += 1) {
+    const order = orders[at % orders.length]!;
+    for (const { service } of meshes)
+      for (const node of nodes) await cluster.serving(node, service.port, service.replicas);
+    const began = performance.now();
+    const round = await update(o, meshes, order);
+    const seconds = (performance.now() - began) / 1000;
+    const told = round.map(
+      ({ mesh: { name }, brief, long }) =>
+        `${name}: ${share(brief)} new connections and ${share(long)} long requests failed`,
+    );
+    for (const {
+      mesh: { name },
+      errors,
+    } of round)
+      for (const error of errors) progress(`${name}: ${error}`);
+    progress(`update ${at + 1} of ${rounds}, ${order}, ${seconds.toFixed(0)} s: ${told.join('; ')}`);
+    done.push(...round);
+  }
+  return summarize(o, done, causeway, o.dockersMesh ? dockers : undefined);
+}
+
+const share = ({ begun, failed }: Count): string => `${failed} of ${begun}`;
+
+/** One update of each mesh's service, side by side. */
+async function update(
+  { cluster, perSecond, long, parallelism }: RolloutOptions,
+  meshes: readonly Mesh[],
+  order: Order,
+): Promise<Round[]> {
+  const { nodes, client } = cluster.lab;
+  const loads = await Promise.all(
+    meshes.map(async (mesh) => {
+      const each = (path: string, intervalMs: number, withinMs: number): Promise<Load[]> =>
+        Promise.all(
+          nodes.map((node) =>
+            startLoad(client, `http://${node.address}:${mesh.service.port}${path}`, {
+              intervalMs: intervalMs * nodes.length,
+              timeoutMs: withinMs,
+            }),
+          ),
+        );
+      const [brief, slow] = await Promise.all([
+        each('/', 1_000 / perSecond, timeoutMs),
+        each(`/slow?ms=${longMs}`, longMs / long, timeoutMs + longMs),
+      ]);
+      return { mesh, brief, long: slow };
+    }),
+  );
+  await sleep(beforeMs);
+  const start = Date.now();
+  await Promise.all(meshes.map(({ service }) => cluster.update(service, { order, parallelism })));
+  return Promise.all(
+    loads.map(async ({ mesh, brief, long: slow }) => {
+      const stop = async (list: Load[]): Promise<Outcome[]> =>
+        (await Promise.all(list.map((load) => load.stop()))).flat();
+      const [briefs, longs] = await Promise.all([stop(brief), stop(slow)]);
+      const errors = [...briefs, ...longs].flatMap(({ at, connected, task, error }) =>
+        error === undefined
+          ? []
+          : `begun ${at - start} ms after the update, connected after ${connected ?? '–'} ms to ${task ?? 'nobody'}: ${error}`,
+      );
+      return { order, mesh, brief: count(briefs), long: count(longs), errors };
+    }),
+  );
+}
+
+function count(outcomes: readonly Outcome[]): Count {
+  return { begun: outcomes.length, failed: outcomes.filter(({ error }) => error !== undefined).length };
+}
+
+function summarize(
+  { perSecond, long, tasks, cluster }: RolloutOptions,
+  rounds: readonly Round[],
+  causeway: Mesh,
+  dockers: Mesh | undefined,
+): Finding[] {
+  const total = (mesh: Mesh, order: Order, kind: 'brief' | 'long'): Count & { each: number[] } => {
+    const own = rounds.filter((round) => round.mesh === mesh && round.order === order);
+    const each = own.map((round) => round[kind].failed);
+    return {
+      begun: own.reduce((sum, round) => sum + round[kind].begun, 0),
+      failed: each.reduce((sum, failed) => sum + failed, 0),
+      each,
+    };
+  };
+  const kinds = {
+    brief: `new connections, ${perSecond} a second`,
+    long: `requests of ${longMs / 1000} s, ${long} at a time`,
+  };
+  return orders.flatMap((order) =>
+    (['brief', 'long'] as const).map((kind): Finding => {
+      const own = total(causeway, order, kind);
+      const theirs = dockers && total(dockers, order, kind);
+      const beside = theirs === undefined ? '' : `; by Docker's mesh beside it ${share(theirs)}`;
+      return {
+        what: `failed in updates, ${order}: ${kinds[kind]}`,
+        value: own.failed,
+        unit: 'requests',
+        goal: { atMost: 0 },
+        detail:
+          `${share(own)} in ${own.each.length} updates of ${tasks} tasks on ${cluster.lab.nodes.length} nodes` +
+          beside,
+        samples: { requests: own.each, ...(theirs && { "Docker's mesh": theirs.each }) },
+      };
+    }),
+  );
+}
