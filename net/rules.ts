@@ -25,6 +25,8 @@ export interface RuledFabric {
   /** This node's own address in the underlay. */
   address: string;
   neighbours: readonly Neighbour[];
+  /** Endpoints whose connections may change the node that they come in by. */
+  movable: readonly string[];
 }
 
 const hex = (mark: number): string => `0x${mark.toString(16).padStart(8, '0')}`;
@@ -33,6 +35,9 @@ const cameByFabric = `ct mark & 0xff000000 == ${hex(returnMarkBase)}`;
 // Marks are set at priority mangle (-150) by the balancer, and Docker translates at dstnat (-100). The guard looks at
 // what the sandbox really sent, so it comes before both, and after conntrack (-200), which tells it what is a reply.
 const guardPriority = 'mangle - 5';
+
+/** Zones of conntrack have 16 bits, and 0 is where everything else is. */
+const zones = 0xffff;
 
 /** The sets and chains every Causeway table has. */
 export const netLayout: NftLayout = {
@@ -52,10 +57,20 @@ export const netLayout: NftLayout = {
     // because Linux 6.1 cannot tell that something is not in a map.
     node_macs: { kind: 'set', declaration: 'type ether_addr;' },
     return_marks: { kind: 'map', declaration: 'type ether_addr : mark;' },
+    zones: { kind: 'map', declaration: 'typeof ether saddr : ct zone;' },
+    movable: { kind: 'set', declaration: 'type ipv4_addr;' },
     // Sources another node would take for its own addresses, with the one that only this node has.
     everywhere: { kind: 'map', declaration: 'type ipv4_addr : ipv4_addr; flags interval;' },
   },
   chains: {
+    // A client may have connections from one port of its own to several nodes, which are all balanced to one task: alike
+    // in everything but the node they came by. In a zone of its node each is known from the others, and as the zone is
+    // that of the one direction only, the kernel gives the later one another source port on its way to the task.
+    // A connection that changes the node would not be known in the other's zone.
+    zone: {
+      hook: 'type filter hook prerouting priority raw; policy accept;',
+      rules: ['iifname "cw-fabric" ip daddr != @movable ct original zone set ether saddr map @zones'],
+    },
     guard: {
       hook: `type filter hook prerouting priority ${guardPriority}; policy accept;`,
       rules: ['iifname "cw-*" meta nfproto ipv4 jump from_endpoint'],
@@ -143,6 +158,16 @@ export function netElements(
       'return_marks',
       new Map(
         fabric.neighbours.map(({ address, number }) => [fabricMac(address), String(returnMarkBase + number)]),
+      ),
+    ],
+    ['movable', set([...new Set(fabric.movable)])],
+    [
+      'zones',
+      new Map(
+        fabric.neighbours.map(({ address, number }) => [
+          fabricMac(address),
+          String(1 + ((number - 1) % zones)),
+        ]),
       ),
     ],
     [

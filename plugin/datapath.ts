@@ -74,10 +74,11 @@ export class Datapath {
       port: number,
       address: string,
       publishers: Wanted['publishers'],
+      movable: Wanted['movable'],
     ) => {
       const { namePort } = this.#options;
       return new Map([
-        ...netElements(networks, endpoints, { port, address, neighbours }),
+        ...netElements(networks, endpoints, { port, address, neighbours, movable }),
         ...hostPortElements(publishers),
         ...(namePort === undefined ? [] : redirectElements(namePort)),
       ]);
@@ -201,14 +202,17 @@ export class Datapath {
     await last;
   }
 
-  #assemble({ networks, endpoints, neighbours, publishers }: Wanted, { content }: EngineState): NftTable {
+  #assemble(
+    { networks, endpoints, neighbours, publishers, movable }: Wanted,
+    { content }: EngineState,
+  ): NftTable {
     const { port } = this.#options.fabric;
     const { address = '' } = this.#underlay ?? {};
     return {
       layout: this.#layout,
       content: {
         ...content,
-        elements: this.#elements(networks, endpoints, neighbours, port, address, publishers),
+        elements: this.#elements(networks, endpoints, neighbours, port, address, publishers, movable),
       },
     };
   }

@@ -27,6 +27,8 @@ export interface Wanted {
   servers: readonly VirtualServer[];
   /** Endpoints on this node that publish ports by themselves. */
   publishers: readonly Publisher[];
+  /** Addresses of endpoints whose connections may change the node that they come in by. */
+  movable: readonly string[];
 }
 
 /** Whether nothing is wanted, so that nothing of Causeway may be left. */
@@ -89,6 +91,7 @@ export class WantedPlanner {
     const gateways = this.#gateways(active);
     const plans = this.#services.plan(services, networks, endpoints, hidden);
     const parts = this.#parts.of(plans, gateways);
+    const servers = this.#servers(parts);
     return {
       networks: this.#networks.of(active),
       endpoints: this.#endpoints.of(joined),
@@ -101,8 +104,9 @@ export class WantedPlanner {
         ways,
         this.#vips(parts),
       ),
-      servers: this.#servers(parts),
+      servers,
       publishers: this.#publishers.of(joined),
+      movable: this.#movable(this.#movableOf.of(servers)),
     };
   }
 
@@ -204,6 +208,12 @@ export class WantedPlanner {
   readonly #servers = remember((parts: readonly ServicePart[]): readonly VirtualServer[] =>
     flat(parts.map(({ servers }) => servers)),
   );
+  // Of those alone that were asked to be chosen alike by every node.
+  readonly #movableOf = new Mapped(({ policy, realServers }: VirtualServer): readonly string[] | undefined =>
+    policy?.scheduler === 'mh' ? realServers.map(({ address }) => address) : undefined,
+  );
+
+  readonly #movable = remember((lists: readonly (readonly string[])[]) => flat(lists));
 
   // Gateways first: they are the source address of the routes that follow, so they must be local before.
   readonly #networkRoutes = remember((active: readonly NetworkRecord[]): readonly Route[] => [

@@ -174,7 +174,7 @@ function elements(command: string, text: string): [string, string][] {
 /** Elements in libnftables' JSON; the key is absent without any. */
 function elementsOf(declaration: string, list: ReadonlyMap<string, string>): { elem?: unknown[] } {
   if (list.size === 0) return {};
-  const [keyType = '', valueType] = /^type ([^;]+);/.exec(declaration)?.[1]?.split(' : ') ?? [];
+  const [keyType = '', valueType] = /^type(?:of)? ([^;]+);/.exec(declaration)?.[1]?.split(' : ') ?? [];
   const elem = [...list].map(([key, value]) =>
     valueType === undefined ? valueOf(keyType, key) : [valueOf(keyType, key), valueOf(valueType, value)],
   );
@@ -186,7 +186,7 @@ function valueOf(type: string, text: string): unknown {
   if (types.length > 1)
     return { concat: text.split(' . ').map((part, at) => valueOf(types[at] ?? '', part)) };
   if (type === 'verdict') return { goto: { target: text.replace('goto ', '') } };
-  if (type === 'inet_service' || type === 'mark') return Number(text);
+  if (type === 'inet_service' || type === 'mark' || type === 'ct zone') return Number(text);
   const [addr = '', len] = text.split('/');
   return len === undefined ? text : { prefix: { addr, len: Number(len) } };
 }

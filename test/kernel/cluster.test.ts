@@ -195,6 +195,25 @@ describe(`data path between nodes, engine ${engine}`, function () {
     await world.label(service, {});
   });
 
+  it('keeps connections apart that a client has from one port of its own, by different nodes #main', async () => {
+    const [, second] = web;
+    assert.ok(second);
+    await world.scale(service, [second]);
+    // As a proxy before the nodes does, and any client's kernel: such ports are chosen for each destination by itself.
+    const localPort = 40_404;
+    for (const turn of [1, 2]) {
+      for (const { address } of world.nodes)
+        await client.open(`${turn} by ${address}`, address, 8080, { localPort: localPort + turn });
+      for (const { address } of [...world.nodes, ...world.nodes])
+        assert.deepEqual(
+          (({ server, client: from }) => [server, from])(await client.use(`${turn} by ${address}`)),
+          ['web1', clientAddress],
+          address,
+        );
+    }
+    await world.scale(service, web);
+  });
+
   it('hides the tasks of a node that is cut off, and shows them again when it is back #main', async () => {
     const [first, second, third] = world.nodes;
     assert.ok(first && second && third);

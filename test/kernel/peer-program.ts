@@ -16,7 +16,7 @@ export interface Seen {
 export type Command =
   | { op: 'serve'; name: string; tcp?: number; udp?: number; address?: string }
   | { op: 'ask'; protocol: 'tcp' | 'udp'; host: string; port: number; timeout: number; localPort?: number }
-  | { op: 'open'; key: string; host: string; port: number; timeout: number }
+  | { op: 'open'; key: string; host: string; port: number; timeout: number; localPort?: number }
   | { op: 'use'; key: string; timeout: number };
 
 const held = new Map<string, Socket>();
@@ -61,8 +61,8 @@ function exchange(socket: Socket, timeout: number): Promise<Seen> {
   });
 }
 
-async function open(host: string, port: number, timeout: number): Promise<Socket> {
-  const socket = connect({ host, port });
+async function open(host: string, port: number, timeout: number, localPort?: number): Promise<Socket> {
+  const socket = connect({ host, port, ...(localPort && { localPort }) });
   const signal = AbortSignal.timeout(timeout);
   try {
     await once(socket, 'connect', { signal });
@@ -113,7 +113,7 @@ async function act(command: Command): Promise<unknown> {
     case 'ask':
       return ask(command);
     case 'open':
-      held.set(command.key, await open(command.host, command.port, command.timeout));
+      held.set(command.key, await open(command.host, command.port, command.timeout, command.localPort));
       return null;
     case 'use': {
       const socket = held.get(command.key);

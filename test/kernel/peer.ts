@@ -18,7 +18,7 @@ export interface Peer {
     options?: { protocol?: 'tcp' | 'udp'; localPort?: number; timeout?: number },
   ): Promise<Seen>;
   /** Opens a connection that is kept under a key, for {@link Peer.use}. */
-  open(key: string, host: string, port: number): Promise<void>;
+  open(key: string, host: string, port: number, o?: { localPort?: number }): Promise<void>;
   use(key: string): Promise<Seen>;
   stop(): Promise<void>;
 }
@@ -54,7 +54,7 @@ export function startPeer(netns: string): Peer {
         timeout,
         ...(localPort === undefined ? {} : { localPort }),
       }),
-    open: (key, host, port) => tell({ op: 'open', key, host, port, timeout: patience }),
+    open: (key, host, port, o) => tell({ op: 'open', key, host, port, timeout: patience, ...o }),
     use: (key) => tell({ op: 'use', key, timeout: patience }),
     async stop() {
       program.stdin.end();

@@ -20,6 +20,7 @@ const nothing: Wanted = {
   routes: [],
   servers: [],
   publishers: [],
+  movable: [],
 };
 
 async function world(
@@ -112,7 +113,7 @@ describe('the data path', () => {
       return output;
     };
     const { datapath } = await world(nftEngine, { run: meddle, kernel });
-    const empty = { ...wanted, endpoints: [], routes: [], servers: [], publishers: [] };
+    const empty = { ...wanted, endpoints: [], routes: [], servers: [], publishers: [], movable: [] };
     await datapath.apply(empty);
     const written = kernel.changes.filter(({ command }) => command === 'nft -f -').length;
     await datapath.apply(empty);

@@ -24,6 +24,7 @@ describe('renderWanted', () => {
       routes: [],
       servers: [],
       publishers: [],
+      movable: [],
     });
     assert.ok(isNothing(wanted));
   });
