@@ -2,6 +2,7 @@
 // Must not know who asks (resolve.ts), nor what an answer looks like (message.ts).
 import { sameItems } from '../delta/list.ts';
 import type { EndpointRecord, NameRecord, NetworkRecord, ServiceRecord } from '../store/records.ts';
+import { isHealthy } from '../store/serving.ts';
 import { rangeOf, toNumber, type Range } from './address.ts';
 import { canonical, maxTextLength } from './name.ts';
 
@@ -17,7 +18,7 @@ export const suffix = 'causeway.internal';
 
 /**
  * Only what is `live` is answered. `draining`: its task shall stop. `detached`: no sandbox has joined. `lost`: its node is.
- * `unhealthy`: its container's health check fails.
+ * `unhealthy`: its container's health check fails, or that of its service's labels.
  */
 export type State = 'live' | 'draining' | 'detached' | 'lost' | 'unhealthy';
 
@@ -172,6 +173,8 @@ class Endpoints {
   readonly #byAddress = new Map<string, EndpointRecord>();
   /** Addresses. */
   readonly #draining = new Set<string>();
+  /** Addresses. */
+  readonly #failing = new Set<string>();
 
   constructor({ network, endpoints, names, services }: NetworkRecords, hidden: ReadonlySet<string>) {
     this.#hidden = hidden;
@@ -190,6 +193,12 @@ class Endpoints {
       if (draining) this.#draining.add(address);
       else this.#draining.delete(address);
     }
+    for (const service of services)
+      for (const task of service.tasks) {
+        const endpoint = this.#byAddress.get(task.addresses[network.id] ?? '');
+        if (endpoint !== undefined && !isHealthy(service, task, endpoint))
+          this.#failing.add(endpoint.address);
+      }
   }
 
   /** @param draining the task's; an address can be another's already */
@@ -211,7 +220,7 @@ class Endpoints {
   #stateOf({ id, address, node, sandbox }: EndpointRecord): State {
     if (sandbox === undefined) return 'detached';
     if (this.#hidden.has(node)) return 'lost';
-    if (this.#names.get(id)?.unhealthy === true) return 'unhealthy';
+    if (this.#names.get(id)?.unhealthy === true || this.#failing.has(address)) return 'unhealthy';
     return this.#draining.has(address) ? 'draining' : 'live';
   }
 }

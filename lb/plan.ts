@@ -3,6 +3,7 @@
 import { isDeepStrictEqual } from 'node:util';
 import { difference, sameItems } from '../delta/list.ts';
 import type { EndpointRecord, NetworkRecord, ServiceRecord } from '../store/records.ts';
+import { isHealthy } from '../store/serving.ts';
 import {
   virtualServerId,
   type PortServer,
@@ -164,28 +165,30 @@ export class ServicePlanner {
     service: ServiceRecord,
     network: string,
   ): { realServers: RealServer[]; targets: EndpointRecord[] } {
-    const servers = service.tasks.flatMap(({ addresses, draining, weight = 1 }) => {
+    const servers = service.tasks.flatMap((task) => {
+      const { addresses, weight = 1 } = task;
       const address = addresses[network];
       const target = this.#present.winner(place(network, address ?? ''));
       // A task Swarm still believes in, but whose endpoint is gone, answers no more.
-      if (address === undefined || target === undefined) return [];
+      if (address === undefined || target === undefined || task.drained === true) return [];
       const [lost, local] = [this.#hidden.has(target.node), target.node === this.#node];
-      return [{ address, draining, weight, target, lost, local }];
+      const serves = !task.draining && isHealthy(service, task, target);
+      return [{ address, serves, weight, target, lost, local }];
     });
     // When all that could serve seem lost, it may be this node that is: asking them is better than refusing.
-    const trusting = !servers.some(({ draining, lost }) => !draining && !lost);
+    const trusting = !servers.some(({ serves, lost }) => serves && !lost);
     const { locality = 'any' } = service.policy ?? {};
     const near =
       locality === 'local' ||
-      (locality === 'prefer-local' && servers.some(({ local, draining }) => local && !draining));
+      (locality === 'prefer-local' && servers.some(({ local, serves }) => local && serves));
     return {
       // Not at weight 0, at which IPVS would keep what was begun and not answered with the lost one. Its established
       // connections cannot go on there; with nft they wait in conntrack, and do when it comes back.
       realServers: servers
         .filter(({ lost }) => !lost || trusting)
-        .map(({ address, draining, weight, local }) => ({
+        .map(({ address, serves, weight, local }) => ({
           address,
-          weight: draining || (near && !local) ? 0 : weight,
+          weight: !serves || (near && !local) ? 0 : weight,
         })),
       targets: servers.map(({ target }) => target),
     };

@@ -1,5 +1,5 @@
-// Owns forgetting flows in conntrack that lead to an address that answers no more.
-// Must not touch flows of any other address, nor a connection that was ever answered.
+// Owns forgetting flows in conntrack that lead to an address that answers no more, or shall not.
+// Must not touch flows of any other address.
 import type { Runner } from './run.ts';
 
 /**
@@ -9,11 +9,30 @@ import type { Runner } from './run.ts';
  */
 const endless = ['-p udp', '-p tcp --state SYN_SENT'];
 
-/** Deletes such flows whose answers would come from these addresses, in one process. */
+/**
+ * Deletes such flows whose answers would come from these addresses, in one process. A connection that was ever answered
+ * stays.
+ */
 export async function forgetFlows(run: Runner, addresses: readonly string[]): Promise<void> {
-  if (addresses.length === 0) return;
-  const lines = addresses.flatMap((address) =>
-    endless.map((which) => `-D ${which} --reply-src ${address}\n`),
+  await forget(
+    run,
+    addresses.flatMap((address) => endless.map((which) => `${which} --reply-src ${address}`)),
   );
-  await run('conntrack', ['-R', '-'], { input: lines.join(''), opensInput: true });
+}
+
+/**
+ * Deletes all flows whose answers come from these addresses, established connections among them: what comes next is
+ * balanced anew, and refused by whom it does not belong to.
+ */
+export async function endFlows(run: Runner, addresses: readonly string[]): Promise<void> {
+  await forget(
+    run,
+    addresses.map((address) => `--reply-src ${address}`),
+  );
+}
+
+async function forget(run: Runner, which: readonly string[]): Promise<void> {
+  if (which.length === 0) return;
+  const input = which.map((flows) => `-D ${flows}\n`).join('');
+  await run('conntrack', ['-R', '-'], { input, opensInput: true });
 }

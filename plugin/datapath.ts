@@ -1,6 +1,6 @@
 // Owns bringing a node's kernel to what is wanted, in an order in which no packet meets half of it.
 // Must not decide what is wanted.
-import { remember } from '../delta/list.ts';
+import { difference, remember } from '../delta/list.ts';
 import type { FabricSettings } from '../net/fabric.ts';
 import { ensureFabric, fabricOverhead, removeFabric } from '../net/fabric.ts';
 import { observeLinks } from '../net/links.ts';
@@ -26,7 +26,7 @@ import { keepIdle, observeIpvs, planIpvs, runIpvsBatch, type IpvsService } from 
 import { observedMarks } from '../lb/marks.ts';
 import type { Engine, EngineState } from '../lb/model.ts';
 import { Retirements } from '../lb/retired.ts';
-import { forgetFlows } from '../net/conntrack.ts';
+import { endFlows, forgetFlows } from '../net/conntrack.ts';
 import { RequestError } from './errors.ts';
 import { isNothing, type Wanted } from './wanted.ts';
 
@@ -63,7 +63,9 @@ export class Datapath {
   #distrusted = false;
   readonly #retirements = new Retirements();
   /** Goes on after its pass, which is done without it; the next pass ends after it, and fails as it did. */
-  #forgetting = Promise.resolve();
+  #forgetting: Promise<unknown> = Promise.resolve();
+  /** Addresses whose connections were ended already. */
+  #ended: readonly string[] = [];
   readonly #expectedNeighbours = remember(expectedNeighbours);
   /** Of all sets but those of the engine. */
   readonly #elements = remember(
@@ -197,7 +199,12 @@ export class Datapath {
     };
     // What was begun and not answered is balanced again.
     const last = this.#forgetting;
-    this.#forgetting = forgetFlows(run, this.#retirements.next(wanted.servers));
+    const { added } = difference(this.#ended, wanted.ended);
+    this.#ended = wanted.ended;
+    this.#forgetting = Promise.all([
+      forgetFlows(run, this.#retirements.next(wanted.servers)),
+      endFlows(run, added),
+    ]);
     this.#forgetting.catch(() => undefined);
     await last;
   }

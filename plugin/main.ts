@@ -16,6 +16,7 @@ import { adminAddress, createAdminServer } from './admin.ts';
 import { Collector } from './collector.ts';
 import { parseConfig, type Config } from './config.ts';
 import { Datapath } from './datapath.ts';
+import { HealthChecks } from './health-checks.ts';
 import { tryHostPort } from './host-ports.ts';
 import { IpamDriver } from './ipam-driver.ts';
 import { close, listen } from './listen.ts';
@@ -182,6 +183,7 @@ async function main(): Promise<void> {
   await Promise.all([
     reconciler.run(stop.signal),
     membership.run(stop.signal),
+    new HealthChecks({ records, node, log }).run(stop.signal),
     serveNames(),
     // To be heard means to be sent traffic: not before it is clear what is still here.
     settleHere().then(() => liveness?.run(stop.signal)),
@@ -192,6 +194,7 @@ async function main(): Promise<void> {
         records,
         log,
         // A store of this node alone has no other writer.
+        now: Date.now,
         elect: (swarm, signal) =>
           replica ? leadership.elect(swarm?.leader ?? false, signal) : Promise.resolve(swarm && []),
         observed: (observation, elected) => afterLook.give({ observation, elected }),

@@ -221,7 +221,13 @@ export class NetworkDriver {
     try {
       await records.endpoints.update(
         endpointKey(endpoint),
-        (record) => record && { ...record, sandbox: SandboxKey },
+        (record) => {
+          if (record === undefined) return undefined;
+          // Of another sandbox nothing is known yet.
+          const { healthy, ...rest } = record;
+          const same = record.sandbox === SandboxKey && healthy !== undefined;
+          return { ...rest, sandbox: SandboxKey, ...(same && { healthy }) };
+        },
         own,
       );
       await reconciler.pass();
@@ -243,7 +249,7 @@ export class NetworkDriver {
       key,
       (record) => {
         if (record === undefined) return undefined;
-        const { sandbox: _, ports: __, ...rest } = record;
+        const { sandbox: _, ports: __, healthy: ___, ...rest } = record;
         return rest;
       },
       own,
@@ -368,8 +374,16 @@ export class NetworkDriver {
   }
 }
 
-function joined({ sandbox, ports }: Partial<EndpointRecord> = {}): Pick<EndpointRecord, 'sandbox' | 'ports'> {
-  return { ...(sandbox !== undefined && { sandbox }), ...(ports !== undefined && { ports }) };
+/** What became of an endpoint since it was created. */
+function joined({ sandbox, ports, healthy }: Partial<EndpointRecord> = {}): Pick<
+  EndpointRecord,
+  'sandbox' | 'ports' | 'healthy'
+> {
+  return {
+    ...(sandbox !== undefined && { sandbox }),
+    ...(ports !== undefined && { ports }),
+    ...(healthy !== undefined && { healthy }),
+  };
 }
 
 /** @throws {RequestError} unless there is exactly one IPv4 subnet with a gateway */

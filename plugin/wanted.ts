@@ -29,6 +29,8 @@ export interface Wanted {
   publishers: readonly Publisher[];
   /** Addresses of endpoints whose connections may change the node that they come in by. */
   movable: readonly string[];
+  /** Addresses of endpoints whose established connections are to be ended. */
+  ended: readonly string[];
 }
 
 /** Whether nothing is wanted, so that nothing of Causeway may be left. */
@@ -107,6 +109,7 @@ export class WantedPlanner {
       servers,
       publishers: this.#publishers.of(joined),
       movable: this.#movable(this.#movableOf.of(servers)),
+      ended: this.#ended(this.#endedOf.of(services)),
     };
   }
 
@@ -214,6 +217,12 @@ export class WantedPlanner {
   );
 
   readonly #movable = remember((lists: readonly (readonly string[])[]) => flat(lists));
+
+  readonly #endedOf = new Mapped(({ tasks }: ServiceRecord): readonly string[] | undefined => {
+    const drained = tasks.filter((task) => task.drained === true);
+    return drained.length === 0 ? undefined : drained.flatMap(({ addresses }) => Object.values(addresses));
+  });
+  readonly #ended = remember((lists: readonly (readonly string[])[]) => flat(lists));
 
   // Gateways first: they are the source address of the routes that follow, so they must be local before.
   readonly #networkRoutes = remember((active: readonly NetworkRecord[]): readonly Route[] => [

@@ -85,6 +85,8 @@ export const EndpointRecord = z.object({
   sandbox: z.string().optional(),
   /** Published on its node, as long as this endpoint is the sandbox's way out. */
   ports: z.array(HostPort).optional(),
+  /** What its node's checks say, if its service wants any; absent until they say anything. */
+  healthy: z.boolean().optional(),
 });
 export type EndpointRecord = z.infer<typeof EndpointRecord>;
 
@@ -107,6 +109,15 @@ export type NameRecord = z.infer<typeof NameRecord>;
 export const schedulers = ['rr', 'wrr', 'lc', 'wlc', 'sh', 'mh'] as const;
 export const localities = ['any', 'prefer-local', 'local'] as const;
 
+/** What a healthy task answers: a connection, or a request by a status from 200 to 399. */
+export const HealthCheck = z.object({
+  protocol: z.enum(['tcp', 'http']),
+  port: z.number().int(),
+  /** Of http; with its leading slash. */
+  path: z.string().optional(),
+});
+export type HealthCheck = z.infer<typeof HealthCheck>;
+
 /** How a service wants to be balanced and published, as its labels say (docs/policy.md). What is absent is as by default. */
 export const PolicyRecord = z.object({
   scheduler: z.enum(schedulers).optional(),
@@ -119,6 +130,15 @@ export const PolicyRecord = z.object({
   allow: z.array(z.string()).optional(),
   /** CIDR, none within another: who may not. */
   deny: z.array(z.string()).optional(),
+  /** Seconds after which the connections of a draining task are ended; absent: they go on until it ends. */
+  drain: z.number().int().optional(),
+  /** How its tasks are checked; absent: not at all. */
+  health: HealthCheck.optional(),
+  /** Seconds from one check to the next. */
+  healthInterval: z.number().int().optional(),
+  /** Checks in a row until a task is healthy, or is so no longer. */
+  healthRise: z.number().int().optional(),
+  healthFall: z.number().int().optional(),
 });
 export type PolicyRecord = z.infer<typeof PolicyRecord>;
 
@@ -150,6 +170,12 @@ export const ServiceRecord = z.object({
       addresses: z.record(z.string(), address),
       /** It shall not run any longer: no new connections, established ones go on. */
       draining: z.boolean(),
+      /** When that began, in milliseconds of Unix time; only where the policy says how long it may take. */
+      since: z.number().optional(),
+      /** It has drained for as long as the policy says: established connections are to be ended. */
+      drained: z.literal(true).optional(),
+      /** It ran before its service had a health check: it counts as healthy until the check says otherwise. */
+      assumed: z.literal(true).optional(),
       /** Its share of new connections, in proportion; absent: 1. */
       weight: z.number().int().optional(),
     }),

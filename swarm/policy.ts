@@ -1,7 +1,7 @@
 // Owns reading what a user says by labels: how a service is balanced, and to whom it is published.
 // Must not know how that is done, nor where labels come from.
 import { Address4 } from 'ip-address';
-import { localities, schedulers, type PolicyRecord } from '../store/records.ts';
+import { localities, schedulers, type HealthCheck, type PolicyRecord } from '../store/records.ts';
 
 const prefix = 'causeway.';
 
@@ -21,6 +21,11 @@ const ofService: Readers<PolicyRecord> = {
   'causeway.lb.scheduler': (text) => ({ scheduler: oneOf(schedulers, text) }),
   'causeway.lb.affinity': (text) => ({ affinity: whole(text, 1, 86_400, 'seconds') }),
   'causeway.lb.locality': (text) => ({ locality: oneOf(localities, text) }),
+  'causeway.lb.drain': (text) => ({ drain: whole(text, 0, 86_400, 'seconds') }),
+  'causeway.health': (text) => ({ health: check(text) }),
+  'causeway.health.interval': (text) => ({ healthInterval: whole(text, 1, 3_600, 'seconds') }),
+  'causeway.health.rise': (text) => ({ healthRise: whole(text, 1, 100, 'checks') }),
+  'causeway.health.fall': (text) => ({ healthFall: whole(text, 1, 100, 'checks') }),
   'causeway.publish.bind': (text) => ({ bind: list(text, addressOrDevice) }),
   'causeway.publish.allow': (text) => ({ allow: widest(list(text, cidr)) }),
   'causeway.publish.deny': (text) => ({ deny: widest(list(text, cidr)) }),
@@ -33,7 +38,12 @@ const ofTask: Readers<{ weight: number }> = {
 
 /** @param labels of the service itself (`--label`) */
 export function readPolicy(labels: Record<string, string> | null | undefined): Read<PolicyRecord> {
-  return read(labels, ofService, ofTask, 'a label of containers: set it by --container-label');
+  const policy = read(labels, ofService, ofTask, 'a label of containers: set it by --container-label');
+  if (policy.value.health === undefined)
+    for (const [name, text] of Object.entries(labels ?? {}))
+      if (name in ofService && name.startsWith('causeway.health.'))
+        policy.problems.push(`${name}=${text}: nothing is checked without causeway.health`);
+  return policy;
 }
 
 /** @param labels of the service's containers (`--container-label`) */
@@ -81,6 +91,15 @@ function whole(text: string, min: number, max: number, unit: string): number {
   if (!(number >= min && number <= max))
     throw new Unusable(`must be a whole number of ${unit}, ${min} to ${max}`);
   return number;
+}
+
+/** `tcp:PORT` or `http:PORT/PATH`. */
+function check(text: string): HealthCheck {
+  const [, protocol, digits = '', path] = /^(tcp|http):(\d{1,5})(\/[\x21-\x7e]*)?$/.exec(text) ?? [];
+  const port = Number(digits);
+  if (port < 1 || port > 65_535 || (protocol !== 'http' && (protocol !== 'tcp' || path !== undefined)))
+    throw new Unusable('must be tcp:PORT or http:PORT/PATH');
+  return { protocol, port, ...(protocol === 'http' && { path: path ?? '/' }) };
 }
 
 function list(text: string, item: (text: string) => string): string[] {

@@ -8,7 +8,7 @@ import type { Op, Store } from '../store/store.ts';
 import type { Records } from '../store/records.ts';
 import { DockerError, type Docker, type Network, type Node, type Service, type Task } from './docker.ts';
 import { Hints } from './hints.ts';
-import { renderServices } from './services.ts';
+import { nextDrained, renderServices } from './services.ts';
 
 /** The part of pino that is used here. */
 export interface Log {
@@ -49,6 +49,8 @@ export interface PublisherOptions {
    * balancers with the next look, and Swarm gives it two seconds.
    */
   observed: (observation: Observation, elected: boolean) => void;
+  /** Milliseconds of Unix time. */
+  now: () => number;
 }
 
 /**
@@ -72,8 +74,9 @@ export async function runPublisher(options: PublisherOptions, signal: AbortSigna
   let silent = false;
   while (!signal.aborted) {
     const began = performance.now();
+    let due: number | undefined;
     try {
-      await look(options, signal);
+      due = await look(options, signal);
       if (silent) options.log.info({}, 'Docker answers again: services are up to date');
       silent = false;
     } catch (error) {
@@ -85,7 +88,9 @@ export async function runPublisher(options: PublisherOptions, signal: AbortSigna
     // Whatever the hints: of a large Swarm the lists are many megabytes, and Docker has other work than to make them.
     const took = performance.now() - began;
     await sleep(Math.min(took, maxRest), undefined, { signal }).catch(() => undefined);
-    const hinted = await hints.wait(pauses[Math.min((step += 1), pauses.length - 1)] ?? 5000, signal);
+    const pause = pauses[Math.min((step += 1), pauses.length - 1)] ?? 5000;
+    const untilDue = due === undefined ? Infinity : Math.max(0, due - options.now());
+    const hinted = await hints.wait(Math.min(pause, untilDue), signal);
     if (hinted) step = 0;
   }
   await listening;
@@ -112,12 +117,16 @@ async function follow({ records }: PublisherOptions, hints: Hints, signal: Abort
   for await (const _ of records.endpoints.watch({ signal })) hints.give();
 }
 
-async function look(options: PublisherOptions, signal: AbortSignal): Promise<void> {
+/** @returns when to look again at the latest, in milliseconds of Unix time, if anything is due */
+async function look(options: PublisherOptions, signal: AbortSignal): Promise<number | undefined> {
   const observation = await observe(options.docker, signal);
   const fence = await options.elect(observation.swarm, signal);
-  if (fence !== undefined && observation.swarm !== undefined)
-    await publish(options, observation.swarm, fence);
+  const due =
+    fence === undefined || observation.swarm === undefined
+      ? undefined
+      : await publish(options, observation.swarm, fence);
   options.observed(observation, fence !== undefined);
+  return due;
 }
 
 async function observe(docker: Docker, signal: AbortSignal): Promise<Observation> {
@@ -142,12 +151,12 @@ async function observe(docker: Docker, signal: AbortSignal): Promise<Observation
   }
 }
 
-/** Writes what changed, and only that. */
+/** Writes what changed, and only that. @returns as {@link look} */
 async function publish(
-  { store, records, log }: PublisherOptions,
+  { store, records, log, now }: PublisherOptions,
   swarm: Swarm,
   fence: readonly Op[],
-): Promise<void> {
+): Promise<number | undefined> {
   const [networks, endpoints, services] = await Promise.all([
     records.networks.list(),
     records.endpoints.list(),
@@ -158,6 +167,7 @@ async function publish(
     networks: new Set(networks.rows.map(({ id }) => id)),
     endpoints: new Set(endpoints.rows.map(({ value }) => `${value.network} ${value.address}`)),
     before,
+    now: now(),
   });
   const ops: Op[] = [];
   for (const record of wanted) {
@@ -174,9 +184,10 @@ async function publish(
   for (const commit of batches(ops, fence)) {
     // Services have one owner, so a manager that Swarm elected may write while the store is away.
     const { ok } = await store.commit(commit, { offline: true });
-    if (!ok) return;
+    if (!ok) return undefined;
   }
   if (ops.length > 0) log.debug({ changes: ops.length }, 'published what Swarm says');
+  return nextDrained(wanted);
 }
 
 /**

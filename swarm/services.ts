@@ -1,6 +1,6 @@
 // Owns the translation of Swarm's services and tasks into service records. Pure.
 // Must not call Docker or the store.
-import type { ServiceRecord } from '../store/records.ts';
+import type { PolicyRecord, ServiceRecord } from '../store/records.ts';
 import type { Service, Task } from './docker.ts';
 import { readPolicy, readTaskPolicy } from './policy.ts';
 
@@ -12,6 +12,8 @@ export interface Known {
   endpoints: ReadonlySet<string>;
   /** The records as they are, by service. */
   before: ReadonlyMap<string, ServiceRecord>;
+  /** Milliseconds of Unix time. */
+  now: number;
 }
 
 /** @returns a record for each service that is on a network of ours */
@@ -37,9 +39,14 @@ function renderService({ ID, Spec, Endpoint }: Service, tasks: readonly Task[], 
       known.networks.has(id),
     ),
   );
+  const policy = readPolicy(Spec.Labels);
+  const checked = policy.value.health !== undefined;
   const running = tasks
     .filter(({ Status }) => Status.State === 'running')
-    .map((task) => renderTask(task, known));
+    .map((task) => renderTask(task, known))
+    .map((task) =>
+      checked && wasThere(task, known.before.get(ID)) ? { ...task, assumed: true as const } : task,
+    );
   const ports = (Endpoint?.Ports ?? []).flatMap(
     ({ Protocol, PublishedPort, TargetPort, PublishMode, Name }) =>
       PublishMode === 'ingress' && PublishedPort !== undefined && PublishedPort > 0
@@ -56,7 +63,6 @@ function renderService({ ID, Spec, Endpoint }: Service, tasks: readonly Task[], 
   const aliases = attachments.flatMap(({ Target, Aliases }) =>
     networks.has(Target) && Aliases && Aliases.length > 0 ? [[Target, Aliases] as const] : [],
   );
-  const policy = readPolicy(Spec.Labels);
   const problems = [...policy.problems, ...readTaskPolicy(Spec.TaskTemplate.ContainerSpec?.Labels).problems];
   return {
     v: 1,
@@ -66,7 +72,7 @@ function renderService({ ID, Spec, Endpoint }: Service, tasks: readonly Task[], 
     networks: [...networks].sort(),
     ...(aliases.length > 0 ? { aliases: Object.fromEntries(aliases) } : {}),
     ports,
-    tasks: [...running, ...draining(ID, running, known)].sort((a, b) => (a.id < b.id ? -1 : 1)),
+    tasks: [...running, ...draining(ID, running, known, policy.value)].sort((a, b) => (a.id < b.id ? -1 : 1)),
     ...(Object.keys(policy.value).length > 0 ? { policy: policy.value } : {}),
     ...(problems.length > 0 ? { problems } : {}),
   };
@@ -89,7 +95,12 @@ function renderTask({ ID, NetworksAttachments, Spec }: Task, known: Known): Task
 }
 
 /** Tasks that took connections and shall not run any longer, for as long as they have an endpoint to answer from. */
-function draining(service: string, running: readonly TaskEntry[], known: Known): TaskEntry[] {
+function draining(
+  service: string,
+  running: readonly TaskEntry[],
+  known: Known,
+  { drain }: PolicyRecord,
+): TaskEntry[] {
   const current = new Set(running.map(({ id }) => id));
   const taken = new Set(
     running.flatMap(({ addresses }) => Object.entries(addresses).map((pair) => pair.join(' '))),
@@ -101,7 +112,30 @@ function draining(service: string, running: readonly TaskEntry[], known: Known):
         (pair) => known.endpoints.has(pair.join(' ')) && !taken.has(pair.join(' ')),
       ),
     )
-    .map((task) => ({ ...task, draining: true }));
+    .map(({ since = known.now, drained: _, ...task }) => ({
+      ...task,
+      draining: true,
+      ...(drain !== undefined && {
+        since,
+        ...(known.now >= since + drain * 1000 && { drained: true as const }),
+      }),
+    }));
+}
+
+/** Whether a task was there when nobody asked for its health, so that it may not have been told yet. */
+function wasThere({ id }: TaskEntry, before: ServiceRecord | undefined): boolean {
+  const task = before?.tasks.find((other) => other.id === id);
+  return task !== undefined && (before?.policy?.health === undefined || task.assumed === true);
+}
+
+/** @returns when the first of the tasks has drained for as long as its service's policy says, if that is to come */
+export function nextDrained(services: readonly ServiceRecord[]): number | undefined {
+  const times = services.flatMap(({ tasks, policy: { drain } = {} }) =>
+    tasks.flatMap(({ since, drained }) =>
+      since === undefined || drain === undefined || drained === true ? [] : since + drain * 1000,
+    ),
+  );
+  return times.length === 0 ? undefined : Math.min(...times);
 }
 
 /** Docker writes addresses with the prefix of their network. */

@@ -1,6 +1,8 @@
 // Owns the tests of what labels make of a service, with real packets, for the engine CAUSEWAY_TEST_LB names.
 // Must not test how labels are read (unit/swarm-policy.test.ts), nor what takes several nodes (cluster.test.ts).
 import assert from 'node:assert/strict';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { isDeepStrictEqual } from 'node:util';
 import { slowness } from '../slowness.ts';
 import { askMany, countMany } from './ask.ts';
 import type { Peer } from './peer.ts';
@@ -137,6 +139,62 @@ describe(`labels of a service, engine ${engine}`, function () {
       'causeway.publish.deny': clientAddress,
     });
     await refused(client, nodeAddress);
+  });
+
+  it('causeway.lb.drain: connections of a task that drains are ended after so long, and go on without it', async () => {
+    for (const [key, labels] of [
+      ['plain', {}],
+      ['ended', { 'causeway.lb.drain': '1' }],
+    ] as const) {
+      await world.label(service, { 'causeway.lb.scheduler': 'wrr', ...labels });
+      await client.open(key, nodeAddress, 8080);
+      const { server } = await client.use(key);
+      await world.scale(
+        service,
+        web.filter((_, at) => `web${at}` !== server),
+      );
+      await sleep(2_000 * slowness);
+      if (key === 'plain') assert.equal((await client.use(key)).server, server);
+      else
+        await world.until(() =>
+          client.use(key).then(
+            () => false,
+            () => true,
+          ),
+        );
+      await world.scale(service, web);
+    }
+  });
+
+  it('causeway.health: who does not answer gets no connections, a new task not before it does', async () => {
+    const serving = async (...expected: string[]): Promise<void> => {
+      await world.until(async () => {
+        const { servers } = await askMany(client, nodeAddress, 8080, 6).catch(() => ({ servers: [] }));
+        return isDeepStrictEqual(servers, expected);
+      });
+      // And goes on like that.
+      assert.deepEqual((await askMany(client, nodeAddress, 8080, 6)).servers, expected);
+      assert.deepEqual((await askMany(node, service.vip, 80, 6)).servers, expected);
+    };
+    for (const endpoint of web.slice(0, 2))
+      await world.peer(endpoint.sandbox).serve({ name: 'ready', tcp: 9000 });
+    await world.label(service, {
+      'causeway.health': 'tcp:9000',
+      'causeway.health.interval': '1',
+      'causeway.health.fall': '2',
+    });
+    await serving('web0', 'web1');
+    await world.peer(web[2]!.sandbox).serve({ name: 'ready', tcp: 9000 });
+    await serving('web0', 'web1', 'web2');
+
+    const late = await world.attach(service.network);
+    await world.peer(late.sandbox).serve({ name: 'web3', tcp: 80 });
+    await world.scale(service, [...web, late]);
+    await serving('web0', 'web1', 'web2');
+    await world.peer(late.sandbox).serve({ name: 'ready', tcp: 9000 });
+    await serving('web0', 'web1', 'web2', 'web3');
+    await world.scale(service, web);
+    await world.detach(late);
   });
 
   it('lets connections be idle for days, not for a quarter of an hour', async () => {

@@ -203,6 +203,7 @@ describe('the plugin socket', () => {
         store,
         records,
         log: captureLog().log,
+        now: Date.now,
         elect: (swarm) => Promise.resolve(swarm && []),
         observed,
       },

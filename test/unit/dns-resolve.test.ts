@@ -177,6 +177,20 @@ describe('DNS: names of services', () => {
       ['10.0.0.4', '10.0.0.5'],
       'unhealthy',
     );
+    const checked = service({
+      name: 'web',
+      tasks: [task('a', '10.0.0.3'), task('a', '10.0.0.4'), { ...task('a', '10.0.0.5'), assumed: true }],
+      policy: { health: { protocol: 'tcp', port: 80 } },
+    });
+    const found = { ...endpoint('a', '10.0.0.3'), healthy: true };
+    assert.deepEqual(
+      without({
+        services: [checked],
+        endpoints: [found, endpoint('a', '10.0.0.4'), endpoint('a', '10.0.0.5')],
+      }),
+      ['10.0.0.3', '10.0.0.5'],
+      'not found healthy by the check of its service',
+    );
     assert.deepEqual(
       without({ endpoints: [endpoint('b', '10.0.0.3'), endpoint('a', '10.0.0.4')] }),
       ['10.0.0.4'],

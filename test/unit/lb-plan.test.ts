@@ -63,6 +63,36 @@ describe('planVirtualServers', () => {
     );
   });
 
+  it('gives connections to healthy tasks alone where a check is wanted, and none to a task that has drained', () => {
+    const [a, b, c, d] = ['10.64.0.3', '10.64.0.4', '10.64.0.5', '10.64.0.6'] as const;
+    const tasks = [
+      task({ a }),
+      task({ a: b }),
+      { ...task({ a: c }), assumed: true as const },
+      { ...task({ a: d }, true), drained: true as const },
+    ];
+    const endpoints = [
+      { ...endpoint('a', a), healthy: true },
+      endpoint('a', b),
+      endpoint('a', c),
+      endpoint('a', d),
+    ];
+    const plan = (rest: Partial<ServiceRecord>, list = endpoints): string[] | undefined =>
+      summary(
+        planVirtualServers(
+          [service({ vips: { a: '10.64.0.2' }, tasks, ...rest })],
+          [network('a')],
+          list,
+          here,
+        ),
+      )['vip-10.64.0.2'];
+    assert.deepEqual(plan({}), [`${a}*1`, `${b}*1`, `${c}*1`]);
+    const policy = { health: { protocol: 'tcp', port: 80 } } as const;
+    assert.deepEqual(plan({ policy }), [`${a}*1`, `${b}*0`, `${c}*1`]);
+    const sick = endpoints.map((one) => ({ ...one, healthy: false }));
+    assert.deepEqual(plan({ policy }, sick), [`${a}*0`, `${b}*0`, `${c}*0`]);
+  });
+
   it('gives a draining task no new connections, and keeps it for those it has', () => {
     const record = service({ vips: { a: '10.64.0.2' }, tasks: [task({ a: '10.64.0.3' }, true)] });
     assert.deepEqual(

@@ -21,6 +21,7 @@ const nothing: Wanted = {
   servers: [],
   publishers: [],
   movable: [],
+  ended: [],
 };
 
 async function world(
@@ -113,7 +114,15 @@ describe('the data path', () => {
       return output;
     };
     const { datapath } = await world(nftEngine, { run: meddle, kernel });
-    const empty = { ...wanted, endpoints: [], routes: [], servers: [], publishers: [], movable: [] };
+    const empty = {
+      ...wanted,
+      endpoints: [],
+      routes: [],
+      servers: [],
+      publishers: [],
+      movable: [],
+      ended: [],
+    };
     await datapath.apply(empty);
     const written = kernel.changes.filter(({ command }) => command === 'nft -f -').length;
     await datapath.apply(empty);

@@ -25,6 +25,7 @@ describe('renderWanted', () => {
       servers: [],
       publishers: [],
       movable: [],
+      ended: [],
     });
     assert.ok(isNothing(wanted));
   });

@@ -10,6 +10,11 @@ describe('labels', () => {
       'causeway.lb.scheduler': ' mh ',
       'causeway.lb.affinity': '300',
       'causeway.lb.locality': 'prefer-local',
+      'causeway.lb.drain': '0',
+      'causeway.health': 'http:8080/ready?x=1',
+      'causeway.health.interval': '5',
+      'causeway.health.rise': '2',
+      'causeway.health.fall': '4',
       'causeway.publish.bind': 'eth1, 203.0.113.7',
       'causeway.publish.allow': '10.1.2.3/8,192.0.2.1',
       'causeway.publish.deny': '10.9.9.9',
@@ -19,6 +24,11 @@ describe('labels', () => {
         scheduler: 'mh',
         affinity: 300,
         locality: 'prefer-local',
+        drain: 0,
+        health: { protocol: 'http', port: 8080, path: '/ready?x=1' },
+        healthInterval: 5,
+        healthRise: 2,
+        healthFall: 4,
         bind: ['203.0.113.7', 'eth1'],
         allow: ['10.0.0.0/8', '192.0.2.1/32'],
         deny: ['10.9.9.9/32'],
@@ -39,6 +49,20 @@ describe('labels', () => {
     ]);
   });
 
+  it('say how a task is to answer', () => {
+    const check = (text: string): unknown => readPolicy({ 'causeway.health': text }).value.health;
+    assert.deepEqual(check('tcp:80'), { protocol: 'tcp', port: 80 });
+    assert.deepEqual(check('http:80'), { protocol: 'http', port: 80, path: '/' });
+    for (const text of ['tcp:80/x', 'udp:53', 'http:65536', 'http:80/a b', 'http://x', '80'])
+      assert.equal(check(text), undefined, text);
+  });
+
+  it('are told when they say how often to check, and nothing says what', () => {
+    assert.deepEqual(readPolicy({ 'causeway.health.fall': '2' }).problems, [
+      'causeway.health.fall=2: nothing is checked without causeway.health',
+    ]);
+  });
+
   it('give a task its weight', () => {
     assert.deepEqual(readTaskPolicy({ 'causeway.lb.weight': '7' }), { value: { weight: 7 }, problems: [] });
   });
@@ -47,6 +71,9 @@ describe('labels', () => {
     'causeway.lb.scheduler': ['fastest', /must be one of rr, wrr/],
     'causeway.lb.affinity': ['5m', /whole number of seconds, 1 to 86400/],
     'causeway.lb.locality': ['here', /must be one of any, prefer-local, local/],
+    'causeway.lb.drain': ['-1', /whole number of seconds, 0 to 86400/],
+    'causeway.health': ['tcp:0', /must be tcp:PORT or http:PORT\/PATH/],
+    'causeway.health.interval': ['0', /whole number of seconds, 1 to 3600/],
     'causeway.publish.bind': ['eth0"; flush ruleset', /neither an IPv4 address nor the name of a device/],
     'causeway.publish.allow': ['10.0.0.0/33', /neither an IPv4 address nor a subnet/],
     'causeway.publish.deny': ['10.0.0.0/8,,', /commas between/],

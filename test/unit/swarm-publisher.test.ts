@@ -63,7 +63,7 @@ describe('the publisher', () => {
     const elect = (swarm: Swarm | undefined) => Promise.resolve(swarm && fence);
     const observed = (observation: Observation): void => void observations.push(observation);
     running = runPublisher(
-      { docker: engine, store, records, log: captured.log, elect, observed },
+      { docker: engine, store, records, log: captured.log, elect, observed, now: Date.now },
       stop.signal,
     );
   }

@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import type { ServiceRecord } from '../../store/records.ts';
 import type { Service, Task } from '../../swarm/docker.ts';
-import { renderServices, type Known } from '../../swarm/services.ts';
+import { nextDrained, renderServices, type Known } from '../../swarm/services.ts';
 
 function service(rest: Partial<NonNullable<Service['Endpoint']>> = {}, networks = ['ours']): Service {
   return {
@@ -26,7 +26,7 @@ function task(id: string, address: string, rest: Partial<Task> = {}): Task {
 }
 
 function known(rest: Partial<Known> = {}): Known {
-  return { networks: new Set(['ours']), endpoints: new Set(), before: new Map(), ...rest };
+  return { networks: new Set(['ours']), endpoints: new Set(), before: new Map(), now: 0, ...rest };
 }
 
 /** @returns the one record */
@@ -143,5 +143,33 @@ describe('renderServices', () => {
       const about = known({ before: new Map([['web-id', draining]]), endpoints });
       assert.deepEqual(render(service(), [task('a', '10.64.0.3')], about), before.get('web-id'));
     });
+
+    it('says since when, and when its time is over, where a label says how long that may be', () => {
+      const spec = service();
+      spec.Spec.Labels = { 'causeway.lb.drain': '5' };
+      const endpoints = new Set(['ours 10.64.0.3']);
+      const first = render(spec, [], known({ before, endpoints, now: 1_000 }));
+      assert.deepEqual([first.tasks[0]?.since, first.tasks[0]?.drained], [1_000, undefined]);
+      assert.equal(nextDrained([first]), 6_000);
+      const again = (record: ServiceRecord, now: number): ServiceRecord =>
+        render(spec, [], known({ before: new Map([['web-id', record]]), endpoints, now }));
+      assert.deepEqual(again(first, 5_999), first);
+      const over = again(first, 6_000);
+      assert.deepEqual([over.tasks[0]?.since, over.tasks[0]?.drained], [1_000, true]);
+      assert.equal(nextDrained([over]), undefined);
+      assert.deepEqual(again(over, 9_000), over, 'for as long as its endpoint is there');
+    });
+  });
+
+  it('takes those tasks for healthy that ran before anybody asked', () => {
+    const plain = render(service(), [task('a', '10.64.0.3')], known());
+    const spec = service();
+    spec.Spec.Labels = { 'causeway.health': 'tcp:80' };
+    const both = [task('a', '10.64.0.3'), task('b', '10.64.0.4')];
+    const assumed = (before: ServiceRecord): unknown[] => {
+      const record = render(spec, both, known({ before: new Map([['web-id', before]]) }));
+      return [...record.tasks.map((one) => one.assumed), ...(before === plain ? assumed(record) : [])];
+    };
+    assert.deepEqual(assumed(plain), [true, undefined, true, undefined]);
   });
 });
