@@ -1,6 +1,7 @@
 // Owns the load: new connections by wrk, throughput by iperf3, questions for names by dnsperf; all from Debian, each run
 // short and bounded.
 // Must not know what lies between client and server.
+import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { unpackDebian } from '../rootfs/debian.ts';
 import { libraryDir } from '../rootfs/programs.ts';
@@ -28,7 +29,7 @@ export async function prepareLoad(o: {
   signal?: AbortSignal;
 }): Promise<void> {
   await unpackDebian({
-    packages: ['dnsmasq-base', 'dnsperf', 'iperf3', 'wrk'],
+    packages: ['dnsmasq-base', 'dnsperf', 'iperf3', 'nginx-light', 'wrk'],
     into: programsDir,
     exclude: unneeded,
     ...o,
@@ -176,9 +177,24 @@ export function dnsmasq(...options: string[]): Command {
   );
 }
 
+/** The command for a web server on port 80 that serves the files of a directory, which it also writes its own into. */
+export async function webServer(directory: string): Promise<Command> {
+  const file = join(directory, 'nginx.conf');
+  const places = ['client_body', 'proxy', 'fastcgi', 'uwsgi', 'scgi'].map(
+    (kind) => `${kind}_temp_path ${directory}/${kind};`,
+  );
+  await writeFile(
+    file,
+    `daemon off; worker_processes 1; user root; error_log stderr; pid ${directory}/pid;
+    events { worker_connections 4096; }
+    http { access_log off; ${places.join(' ')} server { listen 80 backlog=4096; root ${directory}; } }\n`,
+  );
+  return program('nginx', '-c', file, '-p', directory);
+}
+
 /** The command for one of the unpacked programs, with its own libraries wherever it is run. */
-function program(name: 'dnsmasq' | 'dnsperf' | 'iperf3' | 'wrk', ...args: string[]): Command {
+function program(name: 'dnsmasq' | 'dnsperf' | 'iperf3' | 'nginx' | 'wrk', ...args: string[]): Command {
   const libraries = `LD_LIBRARY_PATH=${join(programsDir, libraryDir)}`;
-  const directory = name === 'dnsmasq' ? 'usr/sbin' : 'usr/bin';
+  const directory = name === 'dnsmasq' || name === 'nginx' ? 'usr/sbin' : 'usr/bin';
   return ['env', libraries, join(programsDir, directory, name), ...args];
 }

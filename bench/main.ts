@@ -16,6 +16,7 @@ import { prepareLoad } from './load.ts';
 import { compareResolvers } from './names.ts';
 import { comparePaths } from './paths.ts';
 import { isMet, load, parts, renderTable, save, writeDocuments, type Finding, type Part } from './report.ts';
+import { measurePorts } from './ports.ts';
 import { measureRollouts } from './rollout.ts';
 import { measureScale } from './scale.ts';
 import { soakLeaders, soakOutage, type SoakOptions } from './soak.ts';
@@ -28,6 +29,7 @@ const usage = `usage: npm run bench -- [PART...] [--quick] [--rounds N] [--secon
   names       questions for names, against Docker's own resolver and dnsmasq
   scale       what large clusters cost a node, and how soon a task is a real server on all nodes
   failover    until when connections fail once a node of three has lost its power, and when it serves again
+  ports       what 2,000 published ports and a range of 1,000 cost
   rollout     requests that fail while a service of six tasks is updated, twenty times
               (without a PART: all of them)
   failover-ipvs, rollout-ipvs
@@ -119,6 +121,10 @@ const measure: Record<Part, (settings: Settings, progress: Progress) => Promise<
 
   async scale({ rounds, signal }, progress) {
     return { kernel: release(), findings: await measureScale({ rounds, progress, signal }) };
+  },
+
+  async ports(settings, progress) {
+    return { kernel: release(), findings: await measurePorts({ engine: 'nft', progress, ...settings }) };
   },
 
   rollout: ({ rounds, signal }, progress) =>

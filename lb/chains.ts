@@ -24,7 +24,7 @@ const marked = `meta mark & ${hex(markMask)} == ${hex(markBase)}`;
 const unmarked = `meta mark & ${hex(markMask)} != ${hex(markBase)}`;
 export { marked };
 
-function hex(mark: number): string {
+export function hex(mark: number): string {
   return `0x${mark.toString(16).padStart(8, '0')}`;
 }
 

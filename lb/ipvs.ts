@@ -1,11 +1,13 @@
 // Owns the engine for kernels with IPVS: nft marks what belongs to a virtual server, one IPVS service per mark balances.
 // Must not run anything; lb/ipvsadm.ts does.
 import { once } from '../delta/list.ts';
+import { fabricLink, markMask, returnMarkBase } from '../net/names.ts';
 import { contentName, type NftLayout, type NftPart } from '../net/table.ts';
 import {
   aheadOfDocker,
   balanced,
   decidedHere,
+  hex,
   knownElement,
   knownSets,
   marked,
@@ -34,6 +36,12 @@ const toPort = `${toNode} ${balanced} goto mark_port`;
 
 /** Whoever was not let in, Docker's mesh shall not let in either. */
 const published = `${toNode} ${balanced} meta l4proto . th dport @published ${decidedHere}`;
+
+/** What another node balanced to a task of this one, on its way back. */
+const balancedElsewhere = `oifname "${fabricLink}" meta mark & ${hex(markMask)} == ${hex(returnMarkBase)}`;
+
+/** Nobody has it (RFC 7600). */
+const nobody = '192.0.0.8';
 
 const layout: NftLayout = {
   sets: {
@@ -74,6 +82,17 @@ const layout: NftLayout = {
         published,
         ...hostPortRules,
       ],
+    },
+    // IPVS (at 100) knows connections by task and client alone. A client with one port of its own may have one by this node
+    // and one by another to the same task: the replies of the latter are none of its business, and would be sent to the
+    // client as the former's.
+    conceal: {
+      hook: 'type filter hook forward priority 99; policy accept;',
+      rules: [`${balancedElsewhere} ip saddr set ${nobody}`],
+    },
+    reveal: {
+      hook: 'type filter hook postrouting priority raw; policy accept;',
+      rules: [`${balancedElsewhere} ip saddr ${nobody} ip saddr set ct reply ip saddr`],
     },
     refuse_known: refuseKnown,
     refuse: refusal,

@@ -3,6 +3,7 @@
 // Must not reach into the plugin: what a user of docker can see and do is what counts.
 import assert from 'node:assert/strict';
 import { pluginName } from '../../rootfs/create.ts';
+import { startLoad } from '../lab/asking.ts';
 import { imageName, loadImage, prepareImage } from '../lab/image.ts';
 import { Lab } from '../lab/lab.ts';
 import type { LabNode } from '../lab/node.ts';
@@ -278,6 +279,57 @@ describe('a three-node Swarm in real Docker Engines', function () {
           'ENOTFOUND',
         ]);
     }
+  });
+
+  it('loses no request while all tasks of a service are replaced, long ones among them', async () => {
+    const create = ['service', 'create', '--detach', '--quiet', '--no-resolve-image', '--name', 'rolling'];
+    const update = ['--update-parallelism', '2', '--update-delay', '0s', '--stop-grace-period', '15s'];
+    // Swarm says that a task runs before it listens.
+    const health = ['--label', 'causeway.health=tcp:80', '--label', 'causeway.health.interval=1'];
+    const rest = ['--network', 'front', '--replicas', '6', '-p', '8090:80', imageName, 'serve'];
+    await docker(...create, ...update, ...health, ...rest);
+    await serving(8090, 6);
+    const state = async (): Promise<string> =>
+      docker(
+        'service',
+        'inspect',
+        '--format',
+        '{{with .UpdateStatus}}{{.StartedAt}} {{.State}}{{end}}',
+        'rolling',
+      );
+    const tasksOf = async (): Promise<string[]> =>
+      (await Promise.all(lab.nodes.map((node) => running(node, 'rolling')))).flat().sort();
+    for (const order of ['stop-first', 'start-first']) {
+      const [last, old] = [await state(), await tasksOf()];
+      const loads = await Promise.all(
+        lab.nodes.flatMap((node) => [
+          startLoad(lab.client, url(node, 8090), { intervalMs: 50, timeoutMs: 5_000 }),
+          startLoad(lab.client, `${url(node, 8090)}slow?ms=2000`, { intervalMs: 400, timeoutMs: 10_000 }),
+        ]),
+      );
+      await docker('service', 'update', '--detach', '--quiet', '--force', '--update-order', order, 'rolling');
+      await until(
+        'the update is complete, and the old tasks have ended',
+        async () => {
+          const [now, left] = [await state(), await tasksOf()];
+          return (
+            now !== last &&
+            now.endsWith('completed') &&
+            left.length === 6 &&
+            !left.some((id) => old.includes(id))
+          );
+        },
+        { ...patience, instead: state },
+      );
+      const outcomes = (await Promise.all(loads.map((load) => load.stop()))).flat();
+      assert.deepEqual(
+        outcomes.filter(({ error }) => error !== undefined),
+        [],
+        order,
+      );
+      assert.ok(outcomes.length > 300, `${outcomes.length}`);
+    }
+    await docker('service', 'rm', 'rolling');
   });
 
   it('knows no task by name that is gone, and each that serves: scaled, killed, cut off and back', async () => {
