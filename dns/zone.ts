@@ -370,12 +370,15 @@ function firstShort(names: readonly string[]): string | undefined {
 }
 
 /**
- * The tasks of one service to send somebody to. When all that could serve seem lost, it may be this node that is: then they
- * are, as for the balancer (lb/plan.ts).
+ * The tasks of one service to send somebody to. While those that run are not healthy yet, the ones they replace are; and when
+ * all that could serve seem lost, it may be this node that is: then they are. As for the balancer (lb/plan.ts).
  */
 export function servingOf(tasks: readonly Member[]): readonly Member[] {
-  const live = tasks.filter(({ state }) => state === 'live');
-  return live.length > 0 ? live : tasks.filter(({ state }) => state === 'lost');
+  const are = (wanted: State): readonly Member[] => tasks.filter(({ state }) => state === wanted);
+  const live = are('live');
+  if (live.length > 0) return live;
+  const replaced = are('unhealthy').length > 0 ? are('draining') : [];
+  return replaced.length > 0 ? replaced : are('lost');
 }
 
 export function liveOf(members: readonly Member[]): string[] {

@@ -165,16 +165,24 @@ export class ServicePlanner {
     service: ServiceRecord,
     network: string,
   ): { realServers: RealServer[]; targets: EndpointRecord[] } {
-    const servers = service.tasks.flatMap((task) => {
+    const candidates = service.tasks.flatMap((task) => {
       const { addresses, weight = 1 } = task;
       const address = addresses[network];
       const target = this.#present.winner(place(network, address ?? ''));
       // A task Swarm still believes in, but whose endpoint is gone, answers no more.
       if (address === undefined || target === undefined || task.drained === true) return [];
       const [lost, local] = [this.#hidden.has(target.node), target.node === this.#node];
-      const serves = !task.draining && isHealthy(service, task, target);
-      return [{ address, serves, weight, target, lost, local }];
+      const healthy = isHealthy(service, task, target);
+      return [{ address, healthy, draining: task.draining, weight, target, lost, local }];
     });
+    // While those that run are not healthy yet, the ones they replace are better than nobody: Docker leaves them alone for
+    // two seconds more.
+    const early = !candidates.some(({ healthy, draining }) => healthy && !draining);
+    const stopgap = early && candidates.some(({ draining }) => !draining);
+    const servers = candidates.map(({ healthy, draining, ...rest }) => ({
+      ...rest,
+      serves: healthy && (!draining || stopgap),
+    }));
     // When all that could serve seem lost, it may be this node that is: asking them is better than refusing.
     const trusting = !servers.some(({ serves, lost }) => serves && !lost);
     const { locality = 'any' } = service.policy ?? {};

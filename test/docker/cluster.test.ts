@@ -284,8 +284,8 @@ describe('a three-node Swarm in real Docker Engines', function () {
   it('loses no request while all tasks of a service are replaced, long ones among them', async () => {
     const create = ['service', 'create', '--detach', '--quiet', '--no-resolve-image', '--name', 'rolling'];
     const update = ['--update-parallelism', '2', '--update-delay', '0s', '--stop-grace-period', '15s'];
-    // Swarm says that a task runs before it listens.
-    const health = ['--label', 'causeway.health=tcp:80', '--label', 'causeway.health.interval=1'];
+    // Without it Swarm takes a task for running before it listens, and goes on to the next.
+    const health = ['--health-cmd', 'wget -q -O - http://127.0.0.1/', '--health-interval', '1s'];
     const rest = ['--network', 'front', '--replicas', '6', '-p', '8090:80', imageName, 'serve'];
     await docker(...create, ...update, ...health, ...rest);
     await serving(8090, 6);

@@ -191,6 +191,12 @@ describe('DNS: names of services', () => {
       ['10.0.0.3', '10.0.0.5'],
       'not found healthy by the check of its service',
     );
+    const replaced = service({ ...checked, tasks: [task('a', '10.0.0.3', true), task('a', '10.0.0.4')] });
+    assert.deepEqual(
+      without({ services: [replaced], endpoints: [found, endpoint('a', '10.0.0.4')] }),
+      ['10.0.0.3'],
+      'one that is replaced, while the new one is not healthy yet',
+    );
     assert.deepEqual(
       without({ endpoints: [endpoint('b', '10.0.0.3'), endpoint('a', '10.0.0.4')] }),
       ['10.0.0.4'],

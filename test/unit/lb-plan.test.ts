@@ -91,6 +91,12 @@ describe('planVirtualServers', () => {
     assert.deepEqual(plan({ policy }), [`${a}*1`, `${b}*0`, `${c}*1`]);
     const sick = endpoints.map((one) => ({ ...one, healthy: false }));
     assert.deepEqual(plan({ policy }, sick), [`${a}*0`, `${b}*0`, `${c}*0`]);
+    // In an update that does not wait: whoever is replaced serves until the new tasks are healthy.
+    const replaced = [{ ...task({ a }, true) }, task({ a: b })];
+    assert.deepEqual(plan({ policy, tasks: replaced }), [`${a}*1`, `${b}*0`]);
+    const [ready] = endpoints.map((one) => ({ ...one, address: b, id: one.id + 'b', healthy: true }));
+    assert.deepEqual(plan({ policy, tasks: replaced }, [endpoints[0]!, ready!]), [`${a}*0`, `${b}*1`]);
+    assert.deepEqual(plan({ policy, tasks: replaced.slice(0, 1) }), [`${a}*0`], 'scaled to zero');
   });
 
   it('gives a draining task no new connections, and keeps it for those it has', () => {
