@@ -3,6 +3,7 @@
 import { difference } from '../delta/list.ts';
 import { markBase, markMask } from '../net/names.ts';
 import { CommandError, type Runner } from '../net/run.ts';
+import type { Sysctl } from '../net/sysctl.ts';
 
 /** An IPVS service that is chosen by the packet's mark; all its destinations are reached by masquerade (NAT). */
 export interface IpvsService {
@@ -45,6 +46,37 @@ export function parseIpvs(text: string): IpvsService[] {
     if (words[0] === '-a') services.get(mark)?.destinations.set(option('-r') ?? '', Number(option('-w')));
   }
   return [...services].map(([mark, rest]) => ({ mark, ...rest }));
+}
+
+/** What an engine that balances no more has left in IPVS. */
+export interface LeftIpvs {
+  service: IpvsService;
+  /** It still has connections, which go on as long as it is there. */
+  busy: boolean;
+}
+
+/** Reads what is left of Causeway's services where IPVS is not the engine; loads no module for that. */
+export async function observeLeftIpvs(run: Runner, sysctl: Sysctl): Promise<LeftIpvs[]> {
+  if ((await sysctl.read('ipv4/vs/conntrack')) === undefined) return [];
+  const [services, connections] = await Promise.all([
+    observeIpvs(run),
+    run('ipvsadm', ['-L', '-n']).then(parseConnections),
+  ]);
+  return services.map((service) => ({ service, busy: (connections.get(service.mark) ?? 0) > 0 }));
+}
+
+/** @param text the output of `ipvsadm -L -n`. @returns connections by mark, those that ended a moment ago included */
+export function parseConnections(text: string): Map<number, number> {
+  const connections = new Map<number, number>();
+  let mark: number | undefined;
+  for (const line of text.split('\n')) {
+    const words = line.trim().split(/\s+/);
+    if (/^(FWM|TCP|UDP|SCTP)$/.test(words[0] ?? '')) mark = words[0] === 'FWM' ? Number(words[1]) : undefined;
+    // -> ADDRESS:PORT FORWARD WEIGHT ACTIVE INACTIVE
+    if (words[0] === '->' && mark !== undefined)
+      connections.set(mark, (connections.get(mark) ?? 0) + (Number(words[4]) || 0) + (Number(words[5]) || 0));
+  }
+  return connections;
 }
 
 export interface IpvsPlan {

@@ -22,7 +22,14 @@ import { CommandError, type Runner } from '../net/run.ts';
 import type { Sysctl } from '../net/sysctl.ts';
 import { observeTable, planTable, type NftLayout, type NftTable, type ObservedTable } from '../net/table.ts';
 import { hostPortElements } from '../lb/host-ports.ts';
-import { keepIdle, observeIpvs, planIpvs, runIpvsBatch, type IpvsService } from '../lb/ipvsadm.ts';
+import {
+  keepIdle,
+  observeIpvs,
+  observeLeftIpvs,
+  planIpvs,
+  runIpvsBatch,
+  type IpvsService,
+} from '../lb/ipvsadm.ts';
 import { observedMarks } from '../lb/marks.ts';
 import type { Engine, EngineState } from '../lb/model.ts';
 import { Retirements } from '../lb/retired.ts';
@@ -59,6 +66,8 @@ export class Datapath {
   #links: ReadonlySet<string> | undefined;
   #underlay: Underlay | undefined;
   #prepared = false;
+  /** Where IPVS is not the engine: it was, and its services may be there. */
+  #mayHaveIpvs = true;
   /** Remembered until the next pass begins: what a pass that is under way writes down would undo it. */
   #distrusted = false;
   readonly #retirements = new Retirements();
@@ -230,9 +239,18 @@ export class Datapath {
       observeNeighbours(run),
       observeRoutes(run),
       observeTable(run),
-      engine.name === 'ipvs' ? observeIpvs(run) : [],
+      engine.name === 'ipvs' ? observeIpvs(run) : this.#observeLeftIpvs(),
     ]);
     return { neighbours, routes, table, marks: observedMarks(table), ipvs };
+  }
+
+  /** Services that IPVS has to no purpose any more: since another engine took over, and their last connection ended. */
+  async #observeLeftIpvs({ busyToo = false } = {}): Promise<IpvsService[]> {
+    if (!this.#mayHaveIpvs) return [];
+    const { run, sysctl } = this.#options;
+    const left = await observeLeftIpvs(run, sysctl);
+    this.#mayHaveIpvs = left.length > 0;
+    return left.filter(({ busy }) => busyToo || !busy).map(({ service }) => service);
   }
 
   /** What does not change with endpoints and services: at first, and when the fabric is missing. */
@@ -278,13 +296,14 @@ export class Datapath {
   }
 
   async #clear(): Promise<void> {
-    const { run } = this.#options;
+    const { run, engine } = this.#options;
     // Reading anew may find what an earlier life of the plugin, killed in the middle, has left.
     const unsure = this.#actual === undefined || this.#prepared;
     const actual = (this.#actual ??= await this.#observe());
     const rules = planTable(actual.table, undefined);
     if (rules !== '') await run('nft', ['-f', '-'], { input: rules });
-    await runIpvsBatch(run, planIpvs(actual.ipvs, []).remove);
+    const ipvs = engine.name === 'ipvs' ? actual.ipvs : await this.#observeLeftIpvs({ busyToo: true });
+    await runIpvsBatch(run, planIpvs(ipvs, []).remove);
     const neighbours = planNeighbours(actual.neighbours, noNeighbours);
     await runIpBatch(run, [...planRoutes(actual.routes, []).remove, ...neighbours.remove.ip]);
     await runBridgeBatch(run, neighbours.remove.bridge);

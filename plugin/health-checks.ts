@@ -46,13 +46,15 @@ export class HealthChecks {
   async #look(): Promise<void> {
     const { records, node, log } = this.#options;
     try {
-      const [services, endpoints] = await Promise.all([records.services.list(), records.endpoints.list()]);
+      const services = await records.services.list();
       const wanting = services.rows.map(({ value }) => value).filter(({ policy }) => policy?.health);
-      const joined = endpoints.rows
+      // Most clusters have thousands of endpoints before they have a check.
+      const { rows } = wanting.length === 0 ? { rows: [] } : await records.endpoints.list();
+      const joined = rows
         .map(({ value }) => value)
         .filter((endpoint) => endpoint.node === node && endpoint.sandbox !== undefined);
       this.#endpoints.clear();
-      this.#prober.watch(wanting.length === 0 ? [] : this.#targets(wanting, joined));
+      this.#prober.watch(this.#targets(wanting, joined));
     } catch (error) {
       log.debug({ error }, 'which tasks are to be checked could not be read');
     }

@@ -380,6 +380,34 @@ describe('a three-node Swarm in real Docker Engines', function () {
     await namesAgree();
   });
 
+  it('loses no request by a node without a task whose Docker is restarted, and whose plugin with it', async () => {
+    const ingress = lab.node('n3');
+    const create = ['service', 'create', '--detach', '--quiet', '--no-resolve-image', '--name', 'elsewhere'];
+    const where = ['--constraint', 'node.hostname!=n3', '--network', 'front', '--replicas', '4'];
+    await docker(...create, ...where, '-p', '8091:80', imageName, 'serve');
+    await serving(8091, 4, [ingress]);
+    const loads = await Promise.all([
+      startLoad(lab.client, url(ingress, 8091), { intervalMs: 20, timeoutMs: 5_000 }),
+      startLoad(lab.client, `${url(ingress, 8091)}slow?ms=3000`, { intervalMs: 200, timeoutMs: 10_000 }),
+    ]);
+    await ingress.restartDocker();
+    await until(
+      'the plugin is back',
+      async () => (await status(ingress).catch(() => undefined))?.kernel.settled === true,
+      patience,
+    );
+    await sleep(3_000);
+    const outcomes = (await Promise.all(loads.map((load) => load.stop()))).flat();
+    assert.deepEqual(
+      outcomes.filter(({ error }) => error !== undefined),
+      [],
+    );
+    assert.ok(outcomes.length > 200, `${outcomes.length}`);
+    await docker('service', 'rm', 'elsewhere');
+    await askersRun();
+    await serving(8080, 6);
+  });
+
   it('goes on without Consul: no request fails, a crashed task is replaced, and afterwards all agree', async () => {
     await lab.stopConsul(undefined, { kill: true });
     const words = ['--count', '1500', '--interval', '20', '--timeout', '3000'];

@@ -18,6 +18,8 @@ const line =
 
 export class FakeIpvs {
   readonly services = new Map<number, FakeService>();
+  /** By mark, of each destination. */
+  readonly connections = new Map<number, number>();
   /** Seconds. */
   tcpTimeout = 900;
 
@@ -27,6 +29,18 @@ export class FakeIpvs {
       .flatMap(([mark, { scheduler, destinations }]) => [
         `-A -f ${mark} -s ${scheduler}\n`,
         ...[...destinations].map(([server, weight]) => `-a -f ${mark} -r ${server} -m -w ${weight}\n`),
+      ])
+      .join('');
+  }
+
+  /** `ipvsadm -L -n` */
+  list(): string {
+    return [...this.services]
+      .flatMap(([mark, { scheduler, destinations }]) => [
+        `FWM  ${mark} ${scheduler}\n`,
+        ...[...destinations].map(
+          ([server, weight]) => `  -> ${server} Masq ${weight} ${this.connections.get(mark) ?? 0} 0\n`,
+        ),
       ])
       .join('');
   }

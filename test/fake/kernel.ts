@@ -107,6 +107,8 @@ export class FakeKernel {
         });
       case 'ipvsadm --save -n':
         return this.ipvs === undefined ? noIpvs : done(this.ipvs.save());
+      case 'ipvsadm -L -n':
+        return this.ipvs === undefined ? noIpvs : done(this.ipvs.list());
       case 'ipvsadm -L --timeout':
         return this.ipvs === undefined
           ? noIpvs

@@ -217,6 +217,22 @@ describe(`data path, engine ${engine}`, function () {
     assert.equal((await askMany(asker, vip, 80, 6)).servers.length, 3);
   });
 
+  it('leaves the last word about who comes in to rules of the user’s own, ahead of its own', async () => {
+    const rules = `table inet mine {
+      chain published {
+        type filter hook prerouting priority -160; policy accept;
+        ip saddr ${clientAddress} tcp dport 8080 drop
+        ip saddr ${clientAddress} ct state new udp dport 8081 counter drop
+      }
+    }`;
+    await world.plugin.tool('nft', [rules]);
+    await assert.rejects(client.ask(nodeAddress, 8080, { timeout: briefly }), /timeout/);
+    await assert.rejects(client.ask(nodeAddress, 8081, { protocol: 'udp', timeout: briefly }), /timeout/);
+    assert.equal((await askMany(node, nodeAddress, 8080, 6)).servers.length, 3);
+    await world.plugin.tool('nft', ['delete', 'table', 'inet', 'mine']);
+    assert.equal((await askMany(client, nodeAddress, 8080, 6)).servers.length, 3);
+  });
+
   it('passes a FORWARD policy of DROP, and puts its passage back', async () => {
     await world.plugin.tool('iptables-nft', ['-P', 'FORWARD', 'DROP']);
     const reaches = (): Promise<boolean> =>
@@ -248,6 +264,32 @@ describe(`data path, engine ${engine}`, function () {
     await world.removeService(service);
     await world.detach(late);
   });
+
+  // Only where there is another one.
+  if (engine === 'ipvs')
+    it('changes the engine and back, and connections go on', async () => {
+      const use = async (engineNow: string): Promise<void> => {
+        await world.plugin.kill('SIGTERM');
+        await world.plugin.start({ CAUSEWAY_LB: engineNow });
+        await world.everywhere((status) => status.engine.name === engineNow && status.kernel.settled);
+        assert.equal((await askMany(client, nodeAddress, 8080, 6)).servers.length, 3);
+        assert.equal((await askMany(asker, vip, 80, 6)).servers.length, 3);
+      };
+      const held = new Map<string, string>();
+      const hold = async (key: string): Promise<void> => {
+        await client.open(key, nodeAddress, 8080);
+        held.set(key, (await client.use(key)).server);
+      };
+      const allGoOn = async (): Promise<void> => {
+        for (const [key, server] of held) assert.equal((await client.use(key)).server, server, key);
+      };
+      await hold('begun with ipvs');
+      await use('nft');
+      await allGoOn();
+      await hold('begun with nft');
+      await use('ipvs');
+      await allGoOn();
+    });
 
   it('follows the tasks: drains, goes to none and refuses, and comes back', async () => {
     const service = (await world.status()).services[0];

@@ -44,7 +44,7 @@ export class PluginProcess {
 
   private constructor(directory: string, options: PluginProcessOptions) {
     this.directory = directory;
-    this.#options = options;
+    this.#options = { ...options };
     this.client = new PluginClient(join(directory, 'plugins', 'causeway.sock'));
   }
 
@@ -72,8 +72,12 @@ export class PluginProcess {
     return join(this.directory, 'run', 'causeway', 'admin.sock');
   }
 
-  /** Starts it (again) on the same data and resolves once it answers. */
-  async start(): Promise<void> {
+  /**
+   * Starts it (again) on the same data and resolves once it answers.
+   * @param changed settings that are others from now on
+   */
+  async start(changed: Record<string, string> = {}): Promise<void> {
+    this.#options.env = { ...this.#options.env, ...changed };
     const { entrypoint, env } = JSON.parse(await readFile(join(pluginDir, 'config.json'), 'utf8')) as {
       entrypoint: string[];
       env: { name: string; value: string }[];

@@ -44,6 +44,30 @@ async function world(
 }
 
 describe('the data path', () => {
+  it('removes what is left of the other engine when its connections have ended, and all with the last network', async () => {
+    const { kernel, datapath } = await world(ipvsEngine);
+    await datapath.apply(wanted);
+    const { ipvs } = kernel;
+    const marks = [...(ipvs?.services.keys() ?? [])];
+    const [first] = marks;
+    assert.ok(ipvs && first !== undefined && marks.length > 1);
+    ipvs.connections.set(first, 1);
+    const { datapath: other } = await world(nftEngine, { kernel });
+    await other.apply(wanted);
+    assert.deepEqual([...ipvs.services.keys()], [first]);
+    ipvs.connections.clear();
+    other.distrust();
+    await other.apply(wanted);
+    assert.deepEqual([...ipvs.services.keys()], []);
+
+    const { datapath: again } = await world(ipvsEngine, { kernel });
+    await again.apply(wanted);
+    for (const mark of ipvs.services.keys()) ipvs.connections.set(mark, 1);
+    const { datapath: last } = await world(nftEngine, { kernel });
+    await last.apply(nothing);
+    assert.deepEqual([...ipvs.services.keys()], []);
+  });
+
   it('adds what rules need before them, and removes it behind them', async () => {
     const { kernel, datapath } = await world(ipvsEngine);
     await datapath.apply(wanted);
