@@ -10,8 +10,6 @@ export interface HealthChecksOptions {
   /** This node's id in records. */
   node: string;
   log: Log;
-  /** For tests. */
-  probe?: typeof probe;
 }
 
 /** Where the labels say nothing: docs/policy.md. */
@@ -27,7 +25,7 @@ export class HealthChecks {
   constructor(options: HealthChecksOptions) {
     this.#options = options;
     this.#prober = new Prober({
-      probe: options.probe ?? probe,
+      probe,
       onVerdict: (target, healthy, why) => this.#tell(target, healthy, why),
     });
   }

@@ -138,15 +138,7 @@ describe('the data path', () => {
       return output;
     };
     const { datapath } = await world(nftEngine, { run: meddle, kernel });
-    const empty = {
-      ...wanted,
-      endpoints: [],
-      routes: [],
-      servers: [],
-      publishers: [],
-      movable: [],
-      ended: [],
-    };
+    const empty = { ...nothing, networks: wanted.networks, neighbours: wanted.neighbours };
     await datapath.apply(empty);
     const written = kernel.changes.filter(({ command }) => command === 'nft -f -').length;
     await datapath.apply(empty);
