@@ -59,6 +59,7 @@ const Service = z.object({
       VirtualIPs: z.array(z.object({ NetworkID: z.string(), Addr: z.string().default('') })).nullish(),
     })
     .nullish(),
+  UpdateStatus: z.object({ State: z.string().optional() }).nullish(),
 });
 export type Service = z.infer<typeof Service>;
 

@@ -8,7 +8,7 @@ import type { Op, Store } from '../store/store.ts';
 import type { Records } from '../store/records.ts';
 import { DockerError, type Docker, type Network, type Node, type Service, type Task } from './docker.ts';
 import { Hints } from './hints.ts';
-import { nextDrained, renderServices } from './services.ts';
+import { isUnderWay, nextDrained, renderServices } from './services.ts';
 
 /** The part of pino that is used here. */
 export interface Log {
@@ -62,6 +62,12 @@ const pauses = [0, ...Array.from({ length: 15 }, () => 100), 150, 250, 500, 1000
 /** After a look it rests for as long as the look took, up to this many milliseconds. */
 const maxRest = 5_000;
 
+/**
+ * From look to look while tasks are about to change, in milliseconds: a task that shall end has left every balancer well
+ * before the two seconds are over that Docker leaves it alone.
+ */
+const watchfulPause = 200;
+
 const hintTypes = ['service', 'container', 'network', 'node'] as const;
 // `exec_*` comes with every health check and tells nothing about where a task is.
 const noise = /^(exec_|top$|attach$|resize$)/;
@@ -74,7 +80,7 @@ export async function runPublisher(options: PublisherOptions, signal: AbortSigna
   let silent = false;
   while (!signal.aborted) {
     const began = performance.now();
-    let due: number | undefined;
+    let due = Infinity;
     try {
       due = await look(options, signal);
       if (silent) options.log.info({}, 'Docker answers again: services are up to date');
@@ -89,8 +95,7 @@ export async function runPublisher(options: PublisherOptions, signal: AbortSigna
     const took = performance.now() - began;
     await sleep(Math.min(took, maxRest), undefined, { signal }).catch(() => undefined);
     const pause = pauses[Math.min((step += 1), pauses.length - 1)] ?? 5000;
-    const untilDue = due === undefined ? Infinity : Math.max(0, due - options.now());
-    const hinted = await hints.wait(Math.min(pause, untilDue), signal);
+    const hinted = await hints.wait(Math.min(pause, Math.max(0, due - options.now())), signal);
     if (hinted) step = 0;
   }
   await listening;
@@ -117,13 +122,13 @@ async function follow({ records }: PublisherOptions, hints: Hints, signal: Abort
   for await (const _ of records.endpoints.watch({ signal })) hints.give();
 }
 
-/** @returns when to look again at the latest, in milliseconds of Unix time, if anything is due */
-async function look(options: PublisherOptions, signal: AbortSignal): Promise<number | undefined> {
+/** @returns when to look again at the latest, in milliseconds of Unix time; Infinity when nothing is due */
+async function look(options: PublisherOptions, signal: AbortSignal): Promise<number> {
   const observation = await observe(options.docker, signal);
   const fence = await options.elect(observation.swarm, signal);
   const due =
     fence === undefined || observation.swarm === undefined
-      ? undefined
+      ? Infinity
       : await publish(options, observation.swarm, fence);
   options.observed(observation, fence !== undefined);
   return due;
@@ -156,7 +161,7 @@ async function publish(
   { store, records, log, now }: PublisherOptions,
   swarm: Swarm,
   fence: readonly Op[],
-): Promise<number | undefined> {
+): Promise<number> {
   const [networks, endpoints, services] = await Promise.all([
     records.networks.list(),
     records.endpoints.list(),
@@ -184,10 +189,11 @@ async function publish(
   for (const commit of batches(ops, fence)) {
     // Services have one owner, so a manager that Swarm elected may write while the store is away.
     const { ok } = await store.commit(commit, { offline: true });
-    if (!ok) return undefined;
+    if (!ok) return Infinity;
   }
   if (ops.length > 0) log.debug({ changes: ops.length }, 'published what Swarm says');
-  return nextDrained(wanted);
+  const watchful = isUnderWay(swarm.services, swarm.tasks) ? now() + watchfulPause : Infinity;
+  return Math.min(watchful, nextDrained(wanted));
 }
 
 /**

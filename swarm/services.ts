@@ -128,14 +128,25 @@ function wasThere({ id }: TaskEntry, before: ServiceRecord | undefined): boolean
   return task !== undefined && (before?.policy?.health === undefined || task.assumed === true);
 }
 
-/** @returns when the first of the tasks has drained for as long as its service's policy says, if that is to come */
-export function nextDrained(services: readonly ServiceRecord[]): number | undefined {
+/** @returns when the next of the tasks has drained for as long as its service's policy says; Infinity if none will */
+export function nextDrained(services: readonly ServiceRecord[]): number {
   const times = services.flatMap(({ tasks, policy: { drain } = {} }) =>
     tasks.flatMap(({ since, drained }) =>
       since === undefined || drain === undefined || drained === true ? [] : since + drain * 1000,
     ),
   );
-  return times.length === 0 ? undefined : Math.min(...times);
+  return Math.min(Infinity, ...times);
+}
+
+/**
+ * Whether tasks are about to begin or to end at a moment that no event tells: when a check of their health succeeds, or
+ * the next ones in an update have their turn.
+ */
+export function isUnderWay(services: readonly Service[], tasks: readonly Task[]): boolean {
+  return (
+    services.some(({ UpdateStatus }) => /^(updating|rollback_started)$/.test(UpdateStatus?.State ?? '')) ||
+    tasks.some(({ Status }) => Status.State === 'starting')
+  );
 }
 
 /** Docker writes addresses with the prefix of their network. */

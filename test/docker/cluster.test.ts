@@ -283,9 +283,10 @@ describe('a three-node Swarm in real Docker Engines', function () {
 
   it('loses no request while all tasks of a service are replaced, long ones among them', async () => {
     const create = ['service', 'create', '--detach', '--quiet', '--no-resolve-image', '--name', 'rolling'];
-    const update = ['--update-parallelism', '2', '--update-delay', '0s', '--stop-grace-period', '15s'];
-    // Without it Swarm takes a task for running before it listens, and goes on to the next.
-    const health = ['--health-cmd', 'wget -q -O - http://127.0.0.1/', '--health-interval', '1s'];
+    const update = ['--update-parallelism', '3', '--update-delay', '0s', '--stop-grace-period', '15s'];
+    // Without it Swarm takes a task for running before it listens, and goes on to the next. With one that takes so long
+    // nothing happens for a while before the next old tasks have to leave the balancers.
+    const health = ['--health-cmd', 'wget -q -O - http://127.0.0.1/', '--health-interval', '6s'];
     const rest = ['--network', 'front', '--replicas', '6', '-p', '8090:80', imageName, 'serve'];
     await docker(...create, ...update, ...health, ...rest);
     await serving(8090, 6);

@@ -129,6 +129,16 @@ describe('the publisher', () => {
     await until(async () => (await ids()).length === 1, 1500);
   });
 
+  it('looks several times a second while an update goes on', async () => {
+    api.services = [{ ...service('web'), UpdateStatus: { State: 'updating' } }];
+    start();
+    // Without an update it would look once a second or less by now.
+    await sleep(2800);
+    const before = observations.length;
+    await sleep(700);
+    assert.ok(observations.length >= before + 2, `${observations.length - before} looks`);
+  });
+
   it('rests after a look for as long as it took, however many hints there are', async () => {
     let looks = 0;
     const slow: Docker = {

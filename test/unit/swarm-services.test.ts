@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import type { ServiceRecord } from '../../store/records.ts';
 import type { Service, Task } from '../../swarm/docker.ts';
-import { nextDrained, renderServices, type Known } from '../../swarm/services.ts';
+import { isUnderWay, nextDrained, renderServices, type Known } from '../../swarm/services.ts';
 
 function service(rest: Partial<NonNullable<Service['Endpoint']>> = {}, networks = ['ours']): Service {
   return {
@@ -156,7 +156,7 @@ describe('renderServices', () => {
       assert.deepEqual(again(first, 5_999), first);
       const over = again(first, 6_000);
       assert.deepEqual([over.tasks[0]?.since, over.tasks[0]?.drained], [1_000, true]);
-      assert.equal(nextDrained([over]), undefined);
+      assert.equal(nextDrained([over]), Infinity);
       assert.deepEqual(again(over, 9_000), over, 'for as long as its endpoint is there');
     });
   });
@@ -171,5 +171,21 @@ describe('renderServices', () => {
       return [...record.tasks.map((one) => one.assumed), ...(before === plain ? assumed(record) : [])];
     };
     assert.deepEqual(assumed(plain), [true, undefined, true, undefined]);
+  });
+});
+
+describe('isUnderWay', () => {
+  const during = (State: string) => [{ ...service(), UpdateStatus: { State } }];
+  const being = (State: string) => [{ ...task('a', '10.64.0.3'), Status: { State } }];
+
+  it('is so while Swarm updates a service or rolls it back, and while a task begins', () => {
+    for (const state of ['updating', 'rollback_started']) assert.ok(isUnderWay(during(state), []), state);
+    assert.ok(isUnderWay([service()], being('starting')));
+  });
+
+  it('is not for what may last for ever', () => {
+    for (const state of ['completed', 'paused', 'rollback_completed', 'rollback_paused'])
+      assert.ok(!isUnderWay(during(state), []), state);
+    for (const state of ['running', 'pending']) assert.ok(!isUnderWay([service()], being(state)), state);
   });
 });
