@@ -4,6 +4,7 @@ import { difference } from '../delta/list.ts';
 import { markBase, markMask } from '../net/names.ts';
 import { CommandError, type Runner } from '../net/run.ts';
 import type { Sysctl } from '../net/sysctl.ts';
+import type { Timeouts } from '../store/records.ts';
 
 /** An IPVS service that is chosen by the packet's mark; all its destinations are reached by masquerade (NAT). */
 export interface IpvsService {
@@ -131,14 +132,19 @@ export async function runIpvsBatch(run: Runner, lines: readonly string[]): Promi
   await run('ipvsadm', ['--restore'], { input: lines.join('\n') + '\n', silent: true });
 }
 
-/** Seconds for which a TCP connection may be idle: as long as conntrack keeps one. IPVS by itself: 15 min. */
+/** Seconds for which TCP may be idle: as long as conntrack keeps it. IPVS by itself ends it after 15 min. */
 const idleSeconds = 432_000;
 
-/** Lets idle connections be, instead of ending them in the middle without a word. */
-export async function keepIdle(run: Runner): Promise<void> {
-  const [, tcp] = /: (\d+) \d+ \d+/.exec(await run('ipvsadm', ['-L', '--timeout'])) ?? [];
-  // 0 leaves the other time-outs as they are.
-  if (Number(tcp) < idleSeconds) await run('ipvsadm', ['--set', String(idleSeconds), '0', '0']);
+/**
+ * Lets silent connections be for as long as is wanted, and idle ones for as long as conntrack does, instead of ending them
+ * in the middle without a word. What is longer already stays.
+ */
+export async function keepIdle(run: Runner, { tcp = 0, fin = 0, udp = 0 }: Timeouts = {}): Promise<void> {
+  const found = /: (\d+) (\d+) (\d+)/.exec(await run('ipvsadm', ['-L', '--timeout']))?.slice(1) ?? [];
+  const wanted = [Math.max(tcp, idleSeconds), fin, udp];
+  // 0 leaves a time as it is.
+  const raised = wanted.map((seconds, at) => (seconds > Number(found[at]) ? seconds : 0));
+  if (raised.some((seconds) => seconds > 0)) await run('ipvsadm', ['--set', ...raised.map(String)]);
 }
 
 /**

@@ -44,6 +44,11 @@ export interface NftContent {
    * A part that is the same object is not looked into when tables are compared.
    */
   parts: readonly NftPart[];
+  /**
+   * Timeout policies of conntrack that rules name: by a name from {@link contentName}, e.g.
+   * `protocol udp; l3proto ip; policy = { replied: 60 };`.
+   */
+  timeouts?: ReadonlyMap<string, string>;
 }
 
 export interface NftTable {
@@ -56,6 +61,8 @@ export interface ObservedTable {
   elements: ReadonlyMap<string, NftElements>;
   /** Chain name to its number of rules. */
   chains: ReadonlyMap<string, number>;
+  /** By name. */
+  timeouts: ReadonlySet<string>;
 }
 
 /**
@@ -88,6 +95,7 @@ export function expectedTable({ layout, content }: NftTable): ObservedTable {
       ...Object.entries(layout.chains).map(([name, { rules }]) => [name, rules.length] as const),
       ...content.parts.flatMap(({ chains }) => chains.map(([name, rules]) => [name, rules.length] as const)),
     ]),
+    timeouts: new Set(content.timeouts?.keys()),
   };
 }
 
@@ -119,9 +127,11 @@ export function planTable(
 
 /** What leads from one table to another of the same layout. */
 interface Steps {
+  newTimeouts: readonly Pair[];
   newChains: readonly (readonly [name: string, rules: readonly string[]])[];
   sets: readonly { name: string; stale: Pair[]; missing: Pair[] }[];
   oldChains: readonly string[];
+  oldTimeouts: readonly string[];
 }
 type Pair = readonly [key: string, value: string];
 
@@ -135,6 +145,7 @@ function stepsFromRead(actual: ObservedTable, wanted: NftTable): Steps | undefin
     Object.keys(wanted.layout.chains).every((name) => actual.chains.has(name));
   if (!intact) return undefined;
   return {
+    ...compareTimeouts(actual.timeouts, wanted.content.timeouts),
     newChains: chainsOf(wanted.content.parts).filter(([name]) => !actual.chains.has(name)),
     sets: [...expected.elements].map(([name, elements]) =>
       compareSet(name, actual.elements.get(name), elements),
@@ -155,6 +166,7 @@ function stepsFrom(actual: NftTable, wanted: NftTable): Steps | undefined {
     ),
   })) as [Changed, Changed];
   return {
+    ...compareTimeouts(actual.content.timeouts ?? none, wanted.content.timeouts),
     newChains: [...after.chains].filter(([name]) => !before.chains.has(name)),
     sets: Object.keys(wanted.layout.sets).map((name) =>
       before.elements.has(name) || after.elements.has(name)
@@ -162,6 +174,18 @@ function stepsFrom(actual: NftTable, wanted: NftTable): Steps | undefined {
         : compareSet(name, actual.content.elements.get(name), wanted.content.elements.get(name)),
     ),
     oldChains: [...before.chains.keys()].filter((name) => !after.chains.has(name)),
+  };
+}
+
+const none: ReadonlyMap<string, string> = new Map();
+
+function compareTimeouts(
+  present: { has: (name: string) => boolean; keys: () => Iterable<string> },
+  wanted: ReadonlyMap<string, string> = none,
+): Pick<Steps, 'newTimeouts' | 'oldTimeouts'> {
+  return {
+    newTimeouts: [...wanted].filter(([name]) => !present.has(name)),
+    oldTimeouts: [...present.keys()].filter((name) => !wanted.has(name)),
   };
 }
 
@@ -191,8 +215,9 @@ function compareSet(
   };
 }
 
-function renderSteps({ newChains, sets, oldChains }: Steps): string {
+function renderSteps({ newTimeouts, newChains, sets, oldChains, oldTimeouts }: Steps): string {
   return [
+    ...newTimeouts.map(renderTimeout),
     ...newChains.flatMap(([name, rules]) => renderContentChain(name, rules)),
     ...sets.flatMap(({ name, stale }) => (stale.length > 0 ? [renderElements('delete', name, stale)] : [])),
     ...sets.flatMap(({ name, missing }) =>
@@ -202,6 +227,7 @@ function renderSteps({ newChains, sets, oldChains }: Steps): string {
       `flush chain inet ${table} ${name}`,
       `delete chain inet ${table} ${name}`,
     ]),
+    ...oldTimeouts.map((name) => `delete ct timeout inet ${table} ${name}`),
   ]
     .map((line) => `${line}\n`)
     .join('');
@@ -221,13 +247,26 @@ function renderTable({ layout, content }: NftTable): string {
   const rules = chains.flatMap(([name, chain]) =>
     chain.rules.map((rule) => `add rule inet ${table} ${name} ${rule}`),
   );
+  const timeouts = [...(content.timeouts ?? none)].map(renderTimeout);
   const contentChains = chainsOf(content.parts).flatMap(([name, list]) => renderContentChain(name, list));
   const elements = [...allElements(layout, content)]
     .filter(([, list]) => list.size > 0)
     .map(([name, list]) => renderElements('add', name, [...list]));
-  return [`add table inet ${table}`, ...sets, ...declared, ...rules, ...contentChains, ...elements]
+  return [
+    `add table inet ${table}`,
+    ...sets,
+    ...declared,
+    ...rules,
+    ...timeouts,
+    ...contentChains,
+    ...elements,
+  ]
     .map((line) => `${line}\n`)
     .join('');
+}
+
+function renderTimeout([name, declaration]: Pair): string {
+  return `add ct timeout inet ${table} ${name} { ${declaration} }`;
 }
 
 function renderContentChain(name: string, rules: readonly string[]): string[] {
@@ -260,6 +299,7 @@ interface NftObject {
   map?: NftJsonSet;
   chain?: { name: string };
   rule?: { chain: string };
+  'ct timeout'?: { name: string };
 }
 interface NftJsonSet {
   name: string;
@@ -271,7 +311,8 @@ export function parseTable(text: string): ObservedTable {
   const { nftables } = JSON.parse(text) as { nftables: NftObject[] };
   const elements = new Map<string, NftElements>();
   const chains = new Map<string, number>();
-  for (const { set, map, chain, rule } of nftables) {
+  const timeouts = new Set<string>();
+  for (const { set, map, chain, rule, 'ct timeout': timeout } of nftables) {
     if (set !== undefined)
       elements.set(set.name, new Map((set.elem ?? []).map((key) => [formatKey(key), ''])));
     if (map !== undefined) {
@@ -280,8 +321,9 @@ export function parseTable(text: string): ObservedTable {
     }
     if (chain !== undefined) chains.set(chain.name, chains.get(chain.name) ?? 0);
     if (rule !== undefined) chains.set(rule.chain, (chains.get(rule.chain) ?? 0) + 1);
+    if (timeout !== undefined) timeouts.add(timeout.name);
   }
-  return { elements, chains };
+  return { elements, chains, timeouts };
 }
 
 function formatKey(key: unknown): string {

@@ -20,7 +20,14 @@ import { netElements, netLayout } from '../net/rules.ts';
 import { observeRoutes, planRoutes, runIpBatch, type Route } from '../net/routes.ts';
 import { CommandError, type Runner } from '../net/run.ts';
 import type { Sysctl } from '../net/sysctl.ts';
-import { observeTable, planTable, type NftLayout, type NftTable, type ObservedTable } from '../net/table.ts';
+import {
+  observeTable,
+  planTable,
+  type NftLayout,
+  type NftPart,
+  type NftTable,
+  type ObservedTable,
+} from '../net/table.ts';
 import { hostPortElements } from '../lb/host-ports.ts';
 import {
   keepIdle,
@@ -33,6 +40,7 @@ import {
 import { observedMarks } from '../lb/marks.ts';
 import type { Engine, EngineState } from '../lb/model.ts';
 import { Retirements } from '../lb/retired.ts';
+import { longest, renderTimeouts, timeoutLayout } from '../lb/timeouts.ts';
 import { endFlows, forgetFlows } from '../net/conntrack.ts';
 import { RequestError } from './errors.ts';
 import { isNothing, type Wanted } from './wanted.ts';
@@ -46,6 +54,8 @@ export interface DatapathOptions {
   nodeAddress: () => string;
   /** Port of the name server, when sandboxes are led to it. */
   namePort?: number;
+  /** Whether the kernel lets rules say how long connections are remembered; else services that say so are like others. */
+  timeouts?: boolean;
 }
 
 /** What the kernel holds, as it was last read or written. */
@@ -95,12 +105,22 @@ export class Datapath {
       ]);
     },
   );
+  readonly #timeouts = remember(renderTimeouts);
+  readonly #parts = remember((engine: readonly NftPart[], timed: readonly NftPart[]) => engine.concat(timed));
+  readonly #longest = remember(longest);
+  /** What IPVS was told last. */
+  #idle: ReturnType<typeof longest> | undefined;
   readonly #layout: NftLayout;
 
   constructor(options: DatapathOptions) {
     this.#options = options;
     const { engine, namePort } = options;
-    this.#layout = joinLayouts(netLayout, engine.layout, ...(namePort === undefined ? [] : [redirectLayout]));
+    this.#layout = joinLayouts(
+      netLayout,
+      engine.layout,
+      timeoutLayout,
+      ...(namePort === undefined ? [] : [redirectLayout]),
+    );
   }
 
   get engine(): Engine['name'] {
@@ -183,6 +203,7 @@ export class Datapath {
     const open = this.#prepared && this.#actual !== undefined;
     if (!this.#prepared) await this.#prepare();
     if (!open) await this.#openForwarding();
+    await this.#keepIdle(wanted);
     const actual = (this.#actual ??= await this.#observe());
     const state = engine.render(wanted.servers, actual.marks);
     const table = this.#assemble(wanted, state);
@@ -219,15 +240,18 @@ export class Datapath {
   }
 
   #assemble(
-    { networks, endpoints, neighbours, publishers, movable }: Wanted,
+    { networks, endpoints, neighbours, publishers, movable, timed }: Wanted,
     { content }: EngineState,
   ): NftTable {
     const { port } = this.#options.fabric;
+    const { parts, timeouts } = this.#timeouts(this.#options.timeouts === true ? timed : []);
     const { address = '' } = this.#underlay ?? {};
     return {
       layout: this.#layout,
       content: {
         ...content,
+        parts: this.#parts(content.parts, parts),
+        timeouts,
         elements: this.#elements(networks, endpoints, neighbours, port, address, publishers, movable),
       },
     };
@@ -265,12 +289,21 @@ export class Datapath {
       await sysctl.write('ipv4/vs/expire_quiescent_template', '1');
       // A connection may change the node that it comes in by, and is not at its beginning then.
       await sysctl.write('ipv4/vs/sloppy_tcp', '1');
-      await keepIdle(run);
+      this.#idle = undefined;
     }
     await ensureFabric(run, sysctl, fabric, await this.readUnderlay());
     // A device that was made anew has taken the entries and routes of the old one along.
     this.#actual = undefined;
     this.#prepared = true;
+  }
+
+  /** IPVS has one set of times for all services. */
+  async #keepIdle({ timed }: Wanted): Promise<void> {
+    if (this.engine !== 'ipvs') return;
+    const idle = this.#longest(timed);
+    if (idle === this.#idle) return;
+    await keepIdle(this.#options.run, idle);
+    this.#idle = idle;
   }
 
   /** What others may switch off at any time. */

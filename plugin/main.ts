@@ -4,6 +4,7 @@ import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { Ipam } from '../ipam/ipam.ts';
 import { selectEngine } from '../lb/select.ts';
+import { timeoutShortcomings, whyNoTimeouts } from '../lb/timeouts.ts';
 import { observeInUse } from '../net/host.ts';
 import { canRedirect } from '../net/redirect.ts';
 import { createRunner } from '../net/run.ts';
@@ -52,6 +53,7 @@ async function main(): Promise<void> {
   });
   const sysctl = fileSysctl(config.CAUSEWAY_HOST_SYSCTL);
   const { engine, why } = await selectEngine(run, config.CAUSEWAY_LB);
+  const noTimeouts = await whyNoTimeouts(run);
   const docker = connectDocker(join(config.CAUSEWAY_HOST_RUN, 'docker.sock'));
   const fabric = { port: config.CAUSEWAY_FABRIC_PORT, vni: config.CAUSEWAY_FABRIC_VNI };
   // Also when names are off: until a sandbox is led no more, its questions have to find their way back.
@@ -63,6 +65,7 @@ async function main(): Promise<void> {
     engine,
     fabric,
     nodeAddress: () => membership.address,
+    timeouts: noTimeouts === undefined,
     ...(namePort !== undefined && { namePort }),
   });
   const membership = new Membership({
@@ -127,7 +130,10 @@ async function main(): Promise<void> {
     version: packageJson.version,
     node,
     engine: { name: engine.name, why },
-    shortcomings: (policy: PolicyRecord | undefined) => engine.shortcomings(policy),
+    shortcomings: (policy: PolicyRecord | undefined) => [
+      ...engine.shortcomings(policy),
+      ...timeoutShortcomings(policy, engine.name, noTimeouts),
+    ],
     report: () => reconciler.report,
     hidden,
     store: () => replica?.state ?? ('embedded' as const),

@@ -4,6 +4,7 @@ import { flat, Mapped, remember, sameItems } from '../delta/list.ts';
 import { ServicePlanner, type ServicePlan } from '../lb/plan.ts';
 import type { Publisher } from '../lb/host-ports.ts';
 import type { VirtualServer } from '../lb/model.ts';
+import type { TimedService } from '../lb/timeouts.ts';
 import type { Neighbour } from '../net/neighbours.ts';
 import type { Route } from '../net/routes.ts';
 import type { RuledEndpoint, RuledNetwork } from '../net/rules.ts';
@@ -31,6 +32,8 @@ export interface Wanted {
   movable: readonly string[];
   /** Addresses of endpoints whose established connections are to be ended. */
   ended: readonly string[];
+  /** Services whose connections are remembered for another time than the node's own. */
+  timed: readonly TimedService[];
 }
 
 /** Whether nothing is wanted, so that nothing of Causeway may be left. */
@@ -110,6 +113,7 @@ export class WantedPlanner {
       publishers: this.#publishers.of(joined),
       movable: this.#movable(this.#movableOf.of(servers)),
       ended: this.#ended(this.#endedOf.of(services)),
+      timed: this.#timed.of(services),
     };
   }
 
@@ -223,6 +227,12 @@ export class WantedPlanner {
     return drained.length === 0 ? undefined : drained.flatMap(({ addresses }) => Object.values(addresses));
   });
   readonly #ended = remember((lists: readonly (readonly string[])[]) => flat(lists));
+
+  readonly #timed = new Mapped(({ policy, tasks }: ServiceRecord): TimedService | undefined =>
+    policy?.timeout === undefined
+      ? undefined
+      : { timeout: policy.timeout, addresses: tasks.flatMap(({ addresses }) => Object.values(addresses)) },
+  );
 
   // Gateways first: they are the source address of the routes that follow, so they must be local before.
   readonly #networkRoutes = remember((active: readonly NetworkRecord[]): readonly Route[] => [

@@ -118,6 +118,15 @@ export const HealthCheck = z.object({
 });
 export type HealthCheck = z.infer<typeof HealthCheck>;
 
+/** Seconds after which a silent connection is forgotten; what is absent is as the node has it. */
+export const Timeouts = z.object({
+  tcp: z.number().int().optional(),
+  /** Of TCP, when one side has closed. */
+  fin: z.number().int().optional(),
+  udp: z.number().int().optional(),
+});
+export type Timeouts = z.infer<typeof Timeouts>;
+
 /** How a service wants to be balanced and published, as its labels say (docs/policy.md). What is absent is as by default. */
 export const PolicyRecord = z.object({
   scheduler: z.enum(schedulers).optional(),
@@ -132,6 +141,7 @@ export const PolicyRecord = z.object({
   deny: z.array(z.string()).optional(),
   /** Seconds after which the connections of a draining task are ended; absent: they go on until it ends. */
   drain: z.number().int().optional(),
+  timeout: Timeouts.optional(),
   /** How its tasks are checked; absent: not at all. */
   health: HealthCheck.optional(),
   /** Seconds from one check to the next. */

@@ -1,7 +1,13 @@
 // Owns reading what a user says by labels: how a service is balanced, and to whom it is published.
 // Must not know how that is done, nor where labels come from.
 import { Address4 } from 'ip-address';
-import { localities, schedulers, type HealthCheck, type PolicyRecord } from '../store/records.ts';
+import {
+  localities,
+  schedulers,
+  type HealthCheck,
+  type PolicyRecord,
+  type Timeouts,
+} from '../store/records.ts';
 
 const prefix = 'causeway.';
 
@@ -22,6 +28,7 @@ const ofService: Readers<PolicyRecord> = {
   'causeway.lb.affinity': (text) => ({ affinity: whole(text, 1, 86_400, 'seconds') }),
   'causeway.lb.locality': (text) => ({ locality: oneOf(localities, text) }),
   'causeway.lb.drain': (text) => ({ drain: whole(text, 0, 86_400, 'seconds') }),
+  'causeway.lb.timeout': (text) => ({ timeout: timeouts(text) }),
   'causeway.health': (text) => ({ health: check(text) }),
   'causeway.health.interval': (text) => ({ healthInterval: whole(text, 1, 3_600, 'seconds') }),
   'causeway.health.rise': (text) => ({ healthRise: whole(text, 1, 100, 'checks') }),
@@ -100,6 +107,20 @@ function check(text: string): HealthCheck {
   if (port < 1 || port > 65_535 || (protocol !== 'http' && (protocol !== 'tcp' || path !== undefined)))
     throw new Unusable('must be tcp:PORT or http:PORT/PATH');
   return { protocol, port, ...(protocol === 'http' && { path: path ?? '/' }) };
+}
+
+/** `tcp:SECONDS,fin:SECONDS,udp:SECONDS`, one of them or more. */
+function timeouts(text: string): Timeouts {
+  const found: Timeouts = {};
+  for (const item of text.split(',')) {
+    const [, kind, digits = ''] = /^\s*(tcp|fin|udp):(.*?)\s*$/.exec(item) ?? [];
+    if ((kind !== 'tcp' && kind !== 'fin' && kind !== 'udp') || found[kind] !== undefined)
+      throw new Unusable(
+        'must be tcp:SECONDS, fin:SECONDS, udp:SECONDS, or some of them with commas between',
+      );
+    found[kind] = whole(digits, 1, 2_592_000, 'seconds');
+  }
+  return found;
 }
 
 function list(text: string, item: (text: string) => string): string[] {

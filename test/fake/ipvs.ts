@@ -20,8 +20,13 @@ export class FakeIpvs {
   readonly services = new Map<number, FakeService>();
   /** By mark, of each destination. */
   readonly connections = new Map<number, number>();
-  /** Seconds. */
-  tcpTimeout = 900;
+  /** Seconds for tcp, tcpfin and udp. */
+  timeouts = [900, 120, 300];
+
+  /** `ipvsadm --set`: 0 leaves one as it is. */
+  set(seconds: readonly number[]): void {
+    this.timeouts = this.timeouts.map((before, at) => seconds[at] || before);
+  }
 
   /** `ipvsadm --save -n` */
   save(): string {

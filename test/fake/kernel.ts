@@ -48,7 +48,7 @@ export class FakeKernel {
 
   /** Everything in the kernel that Causeway could have put there, as text to compare. */
   dump(): string {
-    const { chains, sets } = this.nft.table ?? {};
+    const { chains, sets, timeouts } = this.nft.table ?? {};
     return [
       ...[...this.host.links].map(([name, { up }]) => `link ${name} ${up ? 'up' : 'down'}`),
       ...this.host.routes.map((route) => `route ${JSON.stringify(route)}`),
@@ -56,6 +56,7 @@ export class FakeKernel {
       ...[...this.host.neighbours].map((entry) => `neigh ${entry.join(' ')}`),
       ...[...this.host.forwarding].map((entry) => `fdb ${entry.join(' ')}`),
       ...[...(chains ?? [])].map(([name, { rules }]) => [`chain ${name}`, ...rules].join('\n  ')),
+      ...[...(timeouts ?? [])].map(([name, text]) => `timeout ${name} ${text}`),
       ...[...(sets ?? [])].map(([name, { elements }]) => `set ${name} ${JSON.stringify([...elements])}`),
       this.ipvs?.save() ?? '',
       ...this.forward,
@@ -112,7 +113,7 @@ export class FakeKernel {
       case 'ipvsadm -L --timeout':
         return this.ipvs === undefined
           ? noIpvs
-          : done(`Timeout (tcp tcpfin udp): ${this.ipvs.tcpTimeout} 120 300\n`);
+          : done(`Timeout (tcp tcpfin udp): ${this.ipvs.timeouts.join(' ')}\n`);
       case 'ipvsadm --restore':
         return this.ipvs === undefined ? noIpvs : this.ipvs.restore(input);
       case 'iptables-nft --wait 5 -S FORWARD':
@@ -129,8 +130,8 @@ export class FakeKernel {
     const saved = `-A ${chain} ${rule.join(' ')}`;
     if (/^ip link (set|del) \S+( up)?$/.test(command)) return this.#batch(args.join(' '), false);
     if (command === 'conntrack -R -') return done('');
-    if (/^ipvsadm --set \d+ 0 0$/.test(command) && this.ipvs !== undefined) {
-      this.ipvs.tcpTimeout = Number(args[1]);
+    if (/^ipvsadm --set \d+ \d+ \d+$/.test(command) && this.ipvs !== undefined) {
+      this.ipvs.set(args.slice(1).map(Number));
       return done('');
     }
     if (/^iptables-nft --wait 5 -[AD] FORWARD /.test(command)) {

@@ -22,17 +22,19 @@ const exists = 'File exists';
 const busy = 'Device or resource busy';
 
 const line =
-  /^(?<verb>add|delete|flush) (?<kind>table|set|map|chain|rule|element) inet causeway(?: (?<name>[\w.-]+))?(?: (?<rest>.+))?$/;
+  /^(?<verb>add|delete|flush) (?<kind>table|set|map|chain|rule|element|ct timeout) inet causeway(?: (?<name>[\w.-]+))?(?: (?<rest>.+))?$/;
 
 /** The table `inet causeway`. */
 class FakeTable {
   readonly sets = new Map<string, FakeSet>();
   readonly chains = new Map<string, FakeChain>();
+  readonly timeouts = new Map<string, string>();
 
   clone(): FakeTable {
     const copy = new FakeTable();
     for (const [name, set] of this.sets) copy.sets.set(name, { ...set, elements: new Map(set.elements) });
     for (const [name, chain] of this.chains) copy.chains.set(name, { ...chain, rules: [...chain.rules] });
+    for (const [name, timeout] of this.timeouts) copy.timeouts.set(name, timeout);
     return copy;
   }
 
@@ -59,7 +61,22 @@ class FakeTable {
   addRule(name: string, rule: string): void {
     for (const [, set = ''] of rule.matchAll(/@(\w+)/g)) this.set(set);
     for (const [, target = ''] of rule.matchAll(/(?:jump|goto) ([\w.-]+)/g)) this.chain(target);
+    for (const [, timeout = ''] of rule.matchAll(/ct timeout set "([^"]+)"/g))
+      if (!this.timeouts.has(timeout)) throw new NftRefusal(absent);
     this.chain(name).rules.push(rule);
+  }
+
+  addTimeout(name: string, declaration: string): void {
+    if ((this.timeouts.get(name) ?? declaration) !== declaration) throw new NftRefusal(exists);
+    this.timeouts.set(name, declaration);
+  }
+
+  deleteTimeout(name: string): void {
+    const used = [...this.chains.values()].some(({ rules }) =>
+      rules.some((rule) => rule.includes(`"${name}"`)),
+    );
+    if (used) throw new NftRefusal(busy);
+    if (!this.timeouts.delete(name)) throw new NftRefusal(absent);
   }
 
   addElement(name: string, key: string, value: string): void {
@@ -87,8 +104,14 @@ class FakeTable {
 export class FakeNft {
   #table: FakeTable | undefined;
 
-  /** The table's rules by chain, its elements by set; undefined without a table. */
-  get table(): { chains: ReadonlyMap<string, FakeChain>; sets: ReadonlyMap<string, FakeSet> } | undefined {
+  /** The table's rules by chain, its elements by set, its timeout policies; undefined without a table. */
+  get table():
+    | {
+        chains: ReadonlyMap<string, FakeChain>;
+        sets: ReadonlyMap<string, FakeSet>;
+        timeouts: ReadonlyMap<string, string>;
+      }
+    | undefined {
     return this.#table;
   }
 
@@ -112,11 +135,14 @@ export class FakeNft {
     const chains = [...table.chains.keys()].map((name) => ({
       chain: { family: 'inet', table: 'causeway', name },
     }));
+    const timeouts = [...table.timeouts.keys()].map((name) => ({
+      'ct timeout': { family: 'inet', name, table: 'causeway' },
+    }));
     const rules = [...table.chains].flatMap(([chain, { rules: list }]) =>
       list.map(() => ({ rule: { family: 'inet', table: 'causeway', chain, expr: [] } })),
     );
     return JSON.stringify({
-      nftables: [{ metainfo: { json_schema_version: 1 } }, ...sets, ...chains, ...rules],
+      nftables: [{ metainfo: { json_schema_version: 1 } }, ...timeouts, ...sets, ...chains, ...rules],
     });
   }
 }
@@ -135,6 +161,12 @@ function step(table: FakeTable | undefined, command: string): FakeTable | undefi
       return table;
     case 'add chain':
       table.addChain(name, rest === '' ? undefined : body(command, rest));
+      return table;
+    case 'add ct timeout':
+      table.addTimeout(name, body(command, rest));
+      return table;
+    case 'delete ct timeout':
+      table.deleteTimeout(name);
       return table;
     case 'add rule':
       table.addRule(name, rest);

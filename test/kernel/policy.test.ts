@@ -209,6 +209,37 @@ describe(`labels of a service, engine ${engine}`, function () {
     assert.ok(Number(left?.[1]) > 3 * 24 * 3600, left?.[0]);
   });
 
+  it('causeway.lb.timeout: connections that are silent are forgotten after so long, and not before', async () => {
+    // Conntrack's own time for UDP that was answered, in place of 30 s.
+    await world.node.run('sysctl', '-q', '-w', 'net.netfilter.nf_conntrack_udp_timeout=1');
+    const askAfter = async (milliseconds: number, localPort: number): Promise<boolean> => {
+      const ask = () => client.ask(nodeAddress, 8081, { protocol: 'udp', localPort });
+      const { server } = await ask();
+      await sleep(milliseconds);
+      return (await ask()).server === server;
+    };
+    const longer = 3_000 * slowness;
+    await world.label(service, { 'causeway.lb.timeout': `udp:${600 * slowness}` });
+    assert.equal(await askAfter(longer, 43_001), true, 'as long as the label says');
+    await world.label(service, { 'causeway.lb.timeout': 'tcp:2,udp:2' });
+    await client.open('silent', nodeAddress, 8080);
+    await client.use('silent');
+    const texts = (await world.status()).virtualServers.flatMap(({ shortcomings }) => shortcomings);
+    if (engine === 'ipvs') {
+      assert.ok(texts.some((text) => text.includes('one set of times')));
+      const [, left] = /^UDP .* (\d+)$/m.exec(await world.node.run('cat', '/proc/net/ip_vs_conn')) ?? [];
+      assert.ok(Number(left) > 300, left);
+      await sleep(3_000);
+      await client.use('silent');
+      return;
+    }
+    assert.deepEqual(texts, []);
+    assert.equal(await askAfter(3_500, 43_002), false, 'no longer than the label says');
+    await assert.rejects(client.use('silent'));
+    await world.label(service, {});
+    assert.equal(await askAfter(longer, 43_003), false, 'as the node has it, without the label');
+  });
+
   it('tells of a label that says nothing it knows, and goes by the others', async () => {
     await world.label(service, { 'causeway.lb.scheduler': 'fastest', 'causeway.publish.deny': '192.0.2.1' });
     await served(client, nodeAddress);
@@ -224,6 +255,7 @@ describe(`labels of a service, engine ${engine}`, function () {
       'causeway.lb.affinity': '60',
       'causeway.publish.bind': `${nodeAddress},eth0`,
       'causeway.publish.allow': '203.0.113.0/24',
+      'causeway.lb.timeout': 'tcp:3600,udp:60',
     });
     const before = world.plugin.output.length;
     // Two looks at the kernel at least.

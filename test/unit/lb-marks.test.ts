@@ -40,7 +40,7 @@ describe('observedMarks', () => {
       ['port_marks', new Map([['tcp . 8080', '201326594']])],
     ]);
     assert.deepEqual(
-      observedMarks({ elements, chains: new Map() }),
+      observedMarks({ elements, chains: new Map(), timeouts: new Set() }),
       new Map([
         ['vip-10.64.0.2', 201326593],
         ['port-tcp-8080', 201326594],
@@ -50,6 +50,6 @@ describe('observedMarks', () => {
 
   it('finds none without a table, or in one of the other engine', () => {
     assert.equal(observedMarks(undefined).size, 0);
-    assert.equal(observedMarks({ elements: new Map(), chains: new Map() }).size, 0);
+    assert.equal(observedMarks({ elements: new Map(), chains: new Map(), timeouts: new Set() }).size, 0);
   });
 });

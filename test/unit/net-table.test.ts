@@ -11,6 +11,7 @@ import {
   planTable,
   type NftElements,
   type NftLayout,
+  type NftPart,
   type NftTable,
 } from '../../net/table.ts';
 import { FakeKernel } from '../fake/kernel.ts';
@@ -68,21 +69,33 @@ function table(parts: {
   numbers?: Record<string, string>;
   /** Port to the rules it leads to. */
   verdicts?: Record<string, string[]>;
+  /** Seconds for which what goes to a port is remembered. */
+  times?: Record<string, number>;
 }): NftTable {
-  const { members = [], numbers = {}, verdicts = {} } = parts;
+  const { members = [], numbers = {}, verdicts = {}, times = {} } = parts;
+  const timed = Object.entries(times).map(([port, seconds]) => {
+    const declaration = `protocol udp; l3proto ip; policy = { replied: ${seconds} };`;
+    return { port, declaration, name: contentName('timeout', [declaration]) };
+  });
   return {
     layout,
     content: {
-      parts: Object.entries(verdicts).map(([port, rules]) => {
-        const name = contentName(`port-${port}`, rules);
-        return { chains: [[name, rules]], elements: [['verdicts', `tcp . ${port}`, `goto ${name}`]] };
-      }),
+      parts: [
+        ...Object.entries(verdicts).map(([port, rules]) => part('tcp', port, rules)),
+        ...timed.map(({ port, name }) => part('udp', port, [`ct timeout set "${name}"`])),
+      ],
+      timeouts: new Map(timed.map(({ name, declaration }) => [name, declaration])),
       elements: new Map<string, NftElements>([
         ['members', new Map(members.map((key) => [key, '']))],
         ['numbers', new Map(Object.entries(numbers))],
       ]),
     },
   };
+}
+
+function part(protocol: string, port: string, rules: string[]): NftPart {
+  const name = contentName(`${protocol}-${port}`, rules);
+  return { chains: [[name, rules]], elements: [['verdicts', `${protocol} . ${port}`, `goto ${name}`]] };
 }
 
 /** A model of the kernel with this table in it. */
@@ -126,12 +139,12 @@ describe('planTable', () => {
       .split('\n')
       .map((line) => line.replaceAll(/\.[\da-f]{12}/g, ''));
     assert.deepEqual(lines, [
-      'add chain inet causeway port-80',
-      'add rule inet causeway port-80 drop',
-      'delete element inet causeway verdicts { tcp . 80 : goto port-80 }',
-      'add element inet causeway verdicts { tcp . 80 : goto port-80 }',
-      'flush chain inet causeway port-80',
-      'delete chain inet causeway port-80',
+      'add chain inet causeway tcp-80',
+      'add rule inet causeway tcp-80 drop',
+      'delete element inet causeway verdicts { tcp . 80 : goto tcp-80 }',
+      'add element inet causeway verdicts { tcp . 80 : goto tcp-80 }',
+      'flush chain inet causeway tcp-80',
+      'delete chain inet causeway tcp-80',
       '',
     ]);
   });
@@ -140,7 +153,7 @@ describe('planTable', () => {
   const meddling: Record<string, string> = {
     'flushed a chain': 'flush chain inet causeway entry',
     'added a rule': 'add rule inet causeway entry accept',
-    'added a rule to a chain of a service': `add rule inet causeway ${contentName('port-80', ['drop'])} accept`,
+    'added a rule to a chain of a service': `add rule inet causeway ${contentName('tcp-80', ['drop'])} accept`,
   };
   for (const [what, command] of Object.entries(meddling)) {
     it(`replaces the table in one transaction when somebody ${what}`, () => {
@@ -190,7 +203,7 @@ describe('planTable', () => {
     const wanted = { layout, content: { ...before.content, parts: [poisoned] } };
     assert.match(
       planTable(written, wanted),
-      /^delete element .* \{ tcp \. 81 : goto port-81\.\w+ \}\nflush.*\ndelete chain.*\n$/,
+      /^delete element .* \{ tcp \. 81 : goto tcp-81\.\w+ \}\nflush.*\ndelete chain.*\n$/,
     );
   });
 
@@ -201,11 +214,14 @@ describe('planTable', () => {
       const nft = loaded(written);
       for (let turn = 0; turn < 4; turn += 1) {
         // Some of its parts are the very same, as they are when little changes.
-        const { content } = randomTable(random);
+        const randomly = randomTable(random);
+        const { content } = randomly;
         const stay = written.content.parts.filter(() => random(2) === 0);
         const names = new Set(stay.flatMap(({ elements }) => elements.map(([, key]) => key)));
         const come = content.parts.filter(({ elements }) => !elements.some(([, key]) => names.has(key)));
-        const wanted = { layout, content: { ...content, parts: [...stay, ...come] } };
+        const parts = [...stay, ...come];
+        const timeouts = named(parts, [written, randomly]);
+        const wanted = { layout, content: { ...content, parts, timeouts } };
         nft.load(planTable(written, wanted));
         assert.deepEqual(parseTable(nft.list()), expectedTable(wanted), `round ${round}`);
         written = wanted;
@@ -228,6 +244,13 @@ describe('planTable', () => {
   });
 });
 
+/** The timeout policies of these tables that parts name. */
+function named(parts: readonly NftPart[], tables: readonly NftTable[]): Map<string, string> {
+  const rules = parts.flatMap(({ chains }) => chains.flatMap(([, list]) => list)).join('\n');
+  const all = tables.flatMap(({ content }) => [...(content.timeouts ?? [])]);
+  return new Map(all.filter(([name]) => rules.includes(`"${name}"`)));
+}
+
 function randomTable(random: Random): NftTable {
   const some = (): string[] => ['1', '2', '3', '4'].filter(() => random(2) === 0);
   return table({
@@ -236,5 +259,6 @@ function randomTable(random: Random): NftTable {
     verdicts: Object.fromEntries(
       some().map((digit) => [`8${digit}`, [['drop'], ['accept'], ['drop', 'accept']][random(3)] ?? []]),
     ),
+    times: Object.fromEntries(some().map((digit) => [`9${digit}`, random(3)])),
   });
 }

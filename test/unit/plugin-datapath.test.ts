@@ -22,16 +22,17 @@ const nothing: Wanted = {
   publishers: [],
   movable: [],
   ended: [],
+  timed: [],
 };
 
 async function world(
   engine: Engine = nftEngine,
-  settings: { nodeAddress?: string; run?: Runner; kernel?: FakeKernel } = {},
+  settings: { nodeAddress?: string; run?: Runner; kernel?: FakeKernel; timeouts?: boolean } = {},
 ) {
   const { kernel = new FakeKernel() } = settings;
   for (const { id, mac } of localEndpoints)
     await createVeth(kernel.run, kernel.sysctl, { endpointId: id, mac, mtu: 1450 });
-  const { run = kernel.run, nodeAddress = '' } = settings;
+  const { run = kernel.run, nodeAddress = '', timeouts = true } = settings;
   const fabric = { port: 4790, vni: 4790 };
   const datapath = new Datapath({
     run,
@@ -39,6 +40,7 @@ async function world(
     engine,
     fabric,
     nodeAddress: () => nodeAddress,
+    timeouts,
   });
   return { kernel, datapath };
 }
@@ -202,5 +204,37 @@ describe('the data path', () => {
 
   it('leaves room for the encapsulation in the MTU of sandboxes', async () => {
     assert.equal(await (await world()).datapath.sandboxMtu(), 1450);
+  });
+
+  describe('with a service whose silent connections are remembered for another time', () => {
+    const timed = [{ timeout: { tcp: 600_000, udp: 60 }, addresses: ['10.64.0.3', '10.64.0.4'] }];
+    const timeouts = (kernel: FakeKernel): number => kernel.nft.table?.timeouts.size ?? 0;
+
+    it('says so in rules, and takes them back', async () => {
+      const { kernel, datapath } = await world();
+      await datapath.apply(wanted);
+      const before = kernel.dump();
+      await datapath.apply({ ...wanted, timed });
+      assert.equal(timeouts(kernel), 2);
+      await datapath.apply({ ...wanted, timed: [{ timeout: { udp: 61 }, addresses: ['10.64.0.3'] }] });
+      assert.equal(timeouts(kernel), 1);
+      await datapath.apply(wanted);
+      assert.equal(kernel.dump(), before);
+    });
+
+    it('goes without where the kernel has no such thing', async () => {
+      const { kernel, datapath } = await world(nftEngine, { timeouts: false });
+      await datapath.apply({ ...wanted, timed });
+      assert.equal(timeouts(kernel), 0);
+    });
+
+    it('gives IPVS the longest times, and only longer ones', async () => {
+      const { kernel, datapath } = await world(ipvsEngine);
+      const { ipvs } = kernel;
+      await datapath.apply(wanted);
+      assert.deepEqual(ipvs?.timeouts, [432_000, 120, 300]);
+      await datapath.apply({ ...wanted, timed: [...timed, { timeout: { fin: 500 }, addresses: [] }] });
+      assert.deepEqual(ipvs?.timeouts, [600_000, 500, 300]);
+    });
   });
 });

@@ -26,6 +26,7 @@ describe('renderWanted', () => {
       publishers: [],
       movable: [],
       ended: [],
+      timed: [],
     });
     assert.ok(isNothing(wanted));
   });

@@ -11,6 +11,7 @@ describe('labels', () => {
       'causeway.lb.affinity': '300',
       'causeway.lb.locality': 'prefer-local',
       'causeway.lb.drain': '0',
+      'causeway.lb.timeout': 'udp:600, tcp:3600',
       'causeway.health': 'http:8080/ready?x=1',
       'causeway.health.interval': '5',
       'causeway.health.rise': '2',
@@ -25,6 +26,7 @@ describe('labels', () => {
         affinity: 300,
         locality: 'prefer-local',
         drain: 0,
+        timeout: { udp: 600, tcp: 3600 },
         health: { protocol: 'http', port: 8080, path: '/ready?x=1' },
         healthInterval: 5,
         healthRise: 2,
@@ -55,6 +57,23 @@ describe('labels', () => {
     assert.deepEqual(check('http:80'), { protocol: 'http', port: 80, path: '/' });
     for (const text of ['tcp:80/x', 'udp:53', 'http:65536', 'http:80/a b', 'http://x', '80'])
       assert.equal(check(text), undefined, text);
+  });
+
+  it('say for how long connections may be silent, once for each kind', () => {
+    const timeout = (text: string): unknown => readPolicy({ 'causeway.lb.timeout': text }).value.timeout;
+    assert.deepEqual(timeout('tcp:1,fin:2,udp:2592000'), { tcp: 1, fin: 2, udp: 2_592_000 });
+    for (const text of [
+      '60',
+      'tcp',
+      'tcp:',
+      'tcp:0',
+      'udp:2592001',
+      'tcp:1,tcp:2',
+      'sctp:9',
+      'tcp:1,',
+      'tcp:1h',
+    ])
+      assert.equal(timeout(text), undefined, text);
   });
 
   it('are told when they say how often to check, and nothing says what', () => {
