@@ -46,6 +46,31 @@ export interface PublishedService {
   graceSeconds?: number;
 }
 
+/** One way to publish a service, beside which another may be measured. */
+export interface Mesh {
+  name: string;
+  driver: 'causeway' | 'overlay';
+  service: PublishedService;
+}
+
+export interface Meshes {
+  causeway: Mesh;
+  /** Docker's own. */
+  dockers: Mesh | undefined;
+  all: readonly Mesh[];
+}
+
+export interface MeshOptions {
+  /** Whether Docker's own mesh works on this kernel, and is to be compared with. */
+  dockersMesh: boolean;
+  /** Of each service. */
+  tasks: number;
+  /** How many more there may be at times. */
+  spare?: number;
+  graceSeconds?: number;
+  progress: (line: string) => void;
+}
+
 export class Cluster {
   readonly lab: Lab;
   /** The image of all tasks. */
@@ -143,6 +168,32 @@ export class Cluster {
     const ends = ['--stop-grace-period', `${graceSeconds}s`];
     const rest = ['--network', network, '--publish', `${port}:80`, ...ends, this.image];
     await this.docker(...create, ...spread, ...health, ...rest);
+  }
+
+  /** Publishes a service by Causeway, and one like it by Docker's own mesh. */
+  async deploy({ dockersMesh, tasks, spare = 0, graceSeconds, progress }: MeshOptions): Promise<Meshes> {
+    const perNode = Math.ceil((tasks + spare) / this.lab.nodes.length);
+    const rest = { replicas: tasks, perNode, ...(graceSeconds !== undefined && { graceSeconds }) };
+    const mesh = (name: string, driver: Mesh['driver'], port: number): Mesh => ({
+      name,
+      driver,
+      service: { name: `web-${driver}`, network: `net-${driver}`, port, ...rest },
+    });
+    const causeway = mesh('Causeway', 'causeway', 8080);
+    const dockers = dockersMesh ? mesh("Docker's mesh", 'overlay', 8090) : undefined;
+    const all = dockers === undefined ? [causeway] : [causeway, dockers];
+    progress('deploying');
+    for (const { driver, service } of all) {
+      await this.network(service.network, driver);
+      await this.service(service);
+    }
+    return { causeway, dockers, all };
+  }
+
+  /** Resolves when each node's ports answer from all tasks of these meshes. */
+  async allServe(meshes: readonly Mesh[]): Promise<void> {
+    for (const { service } of meshes)
+      for (const node of this.lab.nodes) await this.serving(node, service.port, service.replicas);
   }
 
   /** Replaces all tasks of a service, and resolves when the old ones have ended. */

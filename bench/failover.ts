@@ -2,21 +2,16 @@
 // Must not know on which kernel, nor by which engine.
 import { setTimeout as sleep } from 'node:timers/promises';
 import { startLoad, type Load } from '../test/lab/asking.ts';
-import type { Cluster, PublishedService } from './cluster.ts';
+import type { Cluster, Mesh, Meshes, MeshOptions } from './cluster.ts';
 import { reportLoss, type LossReport } from './failover-outcome.ts';
 import type { Finding } from './report.ts';
 import { median } from './rounds.ts';
 
-export interface FailoverOptions {
+export interface FailoverOptions extends Pick<MeshOptions, 'dockersMesh' | 'tasks' | 'progress'> {
   cluster: Cluster;
-  /** Whether Docker's own mesh works on this kernel, and is to be compared with. */
-  dockersMesh: boolean;
   rounds: number;
-  /** Of each service. */
-  tasks: number;
   /** From the beginning of one connection to that of the next, on each of the surviving nodes. */
   intervalMs: number;
-  progress: (line: string) => void;
 }
 
 /** From the beginning of the last connection that failed; of the median. */
@@ -31,12 +26,6 @@ const beforeMs = 3_000;
 const offMs = 12_000;
 const afterMs = 3_000;
 
-interface Mesh {
-  name: string;
-  driver: 'causeway' | 'overlay';
-  service: PublishedService;
-}
-
 interface Round {
   losses: Map<Mesh, LossReport>;
   /** From the power's return to all tasks answering on all nodes by Causeway, in seconds. */
@@ -46,27 +35,13 @@ interface Round {
 }
 
 export async function measureFailover(o: FailoverOptions): Promise<Finding[]> {
-  const { cluster, rounds, tasks, progress } = o;
-  const { nodes } = cluster.lab;
-  const perNode = Math.ceil(tasks / nodes.length);
-  const mesh = (name: string, driver: Mesh['driver'], port: number): Mesh => ({
-    name,
-    driver,
-    service: { name: `web-${driver}`, network: `net-${driver}`, port, replicas: tasks, perNode },
-  });
-  const causeway = mesh('Causeway', 'causeway', 8080);
-  const dockers = mesh("Docker's mesh", 'overlay', 8090);
-  const meshes = o.dockersMesh ? [causeway, dockers] : [causeway];
-  progress('deploying');
-  for (const { driver, service } of meshes) {
-    await cluster.network(service.network, driver);
-    await cluster.service(service);
-  }
+  const { cluster, rounds, progress } = o;
+  const meshes = await cluster.deploy(o);
   const done: Round[] = [];
   for (let round = 1; round <= rounds; round += 1) {
-    await allServe(cluster, meshes);
+    await cluster.allServe(meshes.all);
     await cluster.allKnown();
-    const one = await lose(o, meshes, causeway);
+    const one = await lose(o, meshes);
     const told = [...one.losses].map(
       ([{ name }, { lastFailed, failed, retried, lastRetried, begun, failedBefore, failedAfter }]) =>
         `${name}: last failed ${lastFailed} ms after the cut, ${failed} of ${begun}; ${retried} had to try again, the last begun ` +
@@ -78,25 +53,16 @@ export async function measureFailover(o: FailoverOptions): Promise<Finding[]> {
     );
     done.push(one);
   }
-  return summarize(done, causeway, o.dockersMesh ? dockers : undefined);
-}
-
-async function allServe(cluster: Cluster, meshes: readonly Mesh[]): Promise<void> {
-  for (const { service } of meshes)
-    for (const node of cluster.lab.nodes) await cluster.serving(node, service.port, service.replicas);
+  return summarize(done, meshes);
 }
 
 /** One loss and one return of the last node. */
-async function lose(
-  { cluster, intervalMs }: FailoverOptions,
-  meshes: readonly Mesh[],
-  causeway: Mesh,
-): Promise<Round> {
+async function lose({ cluster, intervalMs }: FailoverOptions, { all, causeway }: Meshes): Promise<Round> {
   const { lab } = cluster;
   const lost = lab.nodes.at(-1)!;
   const others = lab.nodes.filter((node) => node !== lost);
   const loads = await Promise.all(
-    meshes.flatMap((mesh) =>
+    all.flatMap((mesh) =>
       others.map(async (node): Promise<[Mesh, Load]> => {
         const url = `http://${node.address}:${mesh.service.port}/`;
         return [mesh, await startLoad(lab.client, url, { intervalMs, timeoutMs })];
@@ -110,12 +76,12 @@ async function lose(
   await sleep(offMs);
   const back = Date.now();
   await lab.boot(lost);
-  await allServe(cluster, [causeway]);
+  await cluster.allServe([causeway]);
   const returned = (Date.now() - back) / 1000;
   await sleep(afterMs);
   const outcomes = await Promise.all(loads.map(async ([mesh, load]) => ({ mesh, list: await load.stop() })));
   const losses = new Map(
-    meshes.map((mesh) => {
+    all.map((mesh) => {
       const own = outcomes.filter((one) => one.mesh === mesh).flatMap(({ list }) => list);
       return [mesh, reportLoss(own, { cut, back })];
     }),
@@ -128,7 +94,7 @@ async function lose(
   return { losses, returned, late };
 }
 
-function summarize(rounds: readonly Round[], causeway: Mesh, dockers: Mesh | undefined): Finding[] {
+function summarize(rounds: readonly Round[], { causeway, dockers }: Meshes): Finding[] {
   const figures = (mesh: Mesh): number[] => rounds.map(({ losses }) => losses.get(mesh)!.lastFailed);
   const sum = (mesh: Mesh, field: keyof LossReport): number =>
     rounds.reduce((total, { losses }) => total + losses.get(mesh)![field], 0);

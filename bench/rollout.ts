@@ -2,24 +2,19 @@
 // Must not know on which kernel, nor by which engine.
 import { setTimeout as sleep } from 'node:timers/promises';
 import { startLoad, type Load, type Outcome } from '../test/lab/asking.ts';
-import type { Cluster, PublishedService } from './cluster.ts';
+import type { Cluster, Mesh, Meshes, MeshOptions } from './cluster.ts';
 import type { Finding } from './report.ts';
 
-export interface RolloutOptions {
+export interface RolloutOptions extends Pick<MeshOptions, 'dockersMesh' | 'tasks' | 'progress'> {
   cluster: Cluster;
-  /** Whether Docker's own mesh works on this kernel, and is to be compared with. */
-  dockersMesh: boolean;
   /** Updates, of which every other one starts the new task first. */
   rounds: number;
-  /** Of each service. */
-  tasks: number;
   /** Tasks that are updated at a time. */
   parallelism: number;
   /** New connections per second and mesh, over all nodes. */
   perSecond: number;
   /** Long requests that are under way at any time per mesh, over all nodes, each by a connection of its own. */
   long: number;
-  progress: (line: string) => void;
 }
 
 /** What a long request takes; its task gets far longer to end it. */
@@ -31,12 +26,6 @@ const timeoutMs = 5_000;
 const beforeMs = 1_000;
 const orders = ['stop-first', 'start-first'] as const;
 type Order = (typeof orders)[number];
-
-interface Mesh {
-  name: string;
-  driver: 'causeway' | 'overlay';
-  service: PublishedService;
-}
 
 interface Count {
   begun: number;
@@ -54,37 +43,15 @@ interface Round {
 }
 
 export async function measureRollouts(o: RolloutOptions): Promise<Finding[]> {
-  const { cluster, rounds, tasks, progress } = o;
-  const { nodes } = cluster.lab;
+  const { cluster, rounds, parallelism, progress } = o;
   // While a new task runs beside the old one there are more.
-  const perNode = Math.ceil((tasks + o.parallelism) / nodes.length);
-  const mesh = (name: string, driver: Mesh['driver'], port: number): Mesh => ({
-    name,
-    driver,
-    service: {
-      name: `web-${driver}`,
-      network: `net-${driver}`,
-      port,
-      replicas: tasks,
-      perNode,
-      graceSeconds,
-    },
-  });
-  const causeway = mesh('Causeway', 'causeway', 8080);
-  const dockers = mesh("Docker's mesh", 'overlay', 8090);
-  const meshes = o.dockersMesh ? [causeway, dockers] : [causeway];
-  progress('deploying');
-  for (const { driver, service } of meshes) {
-    await cluster.network(service.network, driver);
-    await cluster.service(service);
-  }
+  const meshes = await cluster.deploy({ ...o, spare: parallelism, graceSeconds });
   const done: Round[] = [];
   for (let at = 0; at < rounds; at += 1) {
     const order = orders[at % orders.length]!;
-    for (const { service } of meshes)
-      for (const node of nodes) await cluster.serving(node, service.port, service.replicas);
+    await cluster.allServe(meshes.all);
     const began = performance.now();
-    const round = await update(o, meshes, order);
+    const round = await update(o, meshes.all, order);
     const seconds = (performance.now() - began) / 1000;
     const told = round.map(
       ({ mesh: { name }, brief, long }) =>
@@ -98,7 +65,7 @@ export async function measureRollouts(o: RolloutOptions): Promise<Finding[]> {
     progress(`update ${at + 1} of ${rounds}, ${order}, ${seconds.toFixed(0)} s: ${told.join('; ')}`);
     done.push(...round);
   }
-  return summarize(o, done, causeway, o.dockersMesh ? dockers : undefined);
+  return summarize(o, done, meshes);
 }
 
 const share = ({ begun, failed }: Count): string => `${failed} of ${begun}`;
@@ -153,8 +120,7 @@ function count(outcomes: readonly Outcome[]): Count {
 function summarize(
   { perSecond, long, tasks, cluster }: RolloutOptions,
   rounds: readonly Round[],
-  causeway: Mesh,
-  dockers: Mesh | undefined,
+  { causeway, dockers }: Meshes,
 ): Finding[] {
   const total = (mesh: Mesh, order: Order, kind: 'brief' | 'long'): Count & { each: number[] } => {
     const own = rounds.filter((round) => round.mesh === mesh && round.order === order);
