@@ -196,6 +196,15 @@ export class Cluster {
       for (const node of this.lab.nodes) await this.serving(node, service.port, service.replicas);
   }
 
+  /** What Swarm says of all tasks, for a person to look into. */
+  async #tasks(): Promise<string[]> {
+    const { first } = this.lab;
+    const { stdout: services } = await first.docker(['service', 'ls', '--quiet'], { reject: false });
+    const format = '{{.Name}} on {{.Node}}: shall be {{.DesiredState}}, {{.CurrentState}} {{.Error}}';
+    const words = ['service', 'ps', '--no-trunc', '--format', format, ...services.split('\n').filter(Boolean)];
+    return (await first.docker(words, { reject: false })).stdout.split('\n');
+  }
+
   /** Replaces all tasks of a service, and resolves when the old ones have ended. */
   async update(
     { name, replicas }: Pick<PublishedService, 'name' | 'replicas'>,
@@ -241,8 +250,7 @@ export class Cluster {
       askFor(this.lab.client, `http://${node.address}:${port}/`, 4 * tasks);
     const instead = async (): Promise<unknown> => ({
       answers: await ask(),
-      tasks: (await this.lab.first.docker(['ps', '--no-trunc'], { reject: false })).stdout,
-      services: (await this.lab.first.docker(['service', 'ls'], { reject: false })).stdout,
+      tasks: await this.#tasks(),
       status: await this.status(node).catch(String),
     });
     await this.until(
