@@ -13,6 +13,9 @@ export type Address = { path: string } | { host: string; port: number };
  */
 export async function listen(handler: RequestListener, address: Address): Promise<Server> {
   const server = createServer(handler);
+  // Docker keeps its connections. One that we closed just as it sends a call by it would break the call, and what Docker's
+  // client then sends once more has no content.
+  server.keepAliveTimeout = 0;
   if ('path' in address) {
     await mkdir(dirname(address.path), { recursive: true, mode: 0o755 });
     await unlink(address.path).catch((error: unknown) => {

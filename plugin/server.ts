@@ -123,13 +123,18 @@ function parse(name: string, schema: z.ZodType, body: unknown): { value: unknown
   const text = typeof body === 'string' ? body.trim() : '';
   let json: unknown;
   try {
-    // Without arguments Docker sends no body; a retry of its client can lose one, which the schema then refuses.
+    // Without arguments Docker sends no body.
     json = text === '' ? {} : JSON.parse(text);
   } catch {
     return { trouble: `${name}: the request is not JSON` };
   }
   const parsed = schema.safeParse(json);
   if (parsed.success) return { value: parsed.data };
+  // Docker's client repeats a call whose connection broke, and sends nothing but its name then.
+  if (text === '')
+    return {
+      trouble: `${name}: Docker sent the call without its content, as it does once more after a connection broke: try again`,
+    };
   return { trouble: `${name}: ${z.prettifyError(parsed.error).replaceAll('\n', ' ')}` };
 }
 

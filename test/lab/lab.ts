@@ -8,6 +8,7 @@ import { groupOf, processesOf, removeGroup } from './cgroups.ts';
 import { consulPort, consulServer, prepareConsul } from './consul.ts';
 import { LabNode, runCommand, startCommand } from './node.ts';
 import type { Command, Host, NodePlace, Ran, RunOptions, Running } from './node.ts';
+import { slowness } from '../slowness.ts';
 import { endAll, processesIn, until } from './processes.ts';
 import { prepareTools } from './tools.ts';
 import {
@@ -250,7 +251,9 @@ export class Lab implements AsyncDisposable {
   async formSwarm(o: { managers?: number; signal?: AbortSignal } = {}): Promise<void> {
     const { managers = 1, signal } = o;
     const [first, ...others] = this.nodes as [LabNode, ...LabNode[]];
-    await first.docker(['swarm', 'init', '--advertise-addr', first.address]);
+    // By three missed ones a node is lost, and its tasks run elsewhere.
+    const heartbeat = ['--dispatcher-heartbeat', `${5 * slowness}s`];
+    await first.docker(['swarm', 'init', '--advertise-addr', first.address, ...heartbeat]);
     for (const [index, node] of others.entries()) {
       const role = index + 1 < managers ? 'manager' : 'worker';
       const { stdout: token } = await first.docker(['swarm', 'join-token', '--quiet', role]);

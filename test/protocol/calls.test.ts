@@ -1,10 +1,13 @@
 // Owns the tests of the protocol itself: every call, formats of answers, and requests that cannot be understood.
 // Must not test what calls do.
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { request as httpRequest } from 'node:http';
+import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { connectDocker } from '../../swarm/docker.ts';
 import { runPublisher } from '../../swarm/publisher.ts';
 import { FakeDockerApi } from '../fake/docker-api.ts';
@@ -95,6 +98,19 @@ describe('the plugin socket', () => {
       call.on('error', reject).end('{}');
     });
     assert.equal(status, 200);
+  });
+
+  it('keeps a connection that Docker does not use for a while', async function () {
+    this.timeout(20_000);
+    const socket = connect(node.socket);
+    const call = 'POST /NetworkDriver.GetCapabilities HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n';
+    for (const pause of [0, 8_000]) {
+      await sleep(pause);
+      socket.write(call);
+      const [answer] = (await once(socket, 'data', { signal: AbortSignal.timeout(2_000) })) as [Buffer];
+      assert.match(String(answer), /^HTTP\/1.1 200 /);
+    }
+    socket.destroy();
   });
 
   it('answers 404 to a call it does not know, as Docker wants it', async () => {
