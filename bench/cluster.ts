@@ -201,7 +201,14 @@ export class Cluster {
     const { first } = this.lab;
     const { stdout: services } = await first.docker(['service', 'ls', '--quiet'], { reject: false });
     const format = '{{.Name}} on {{.Node}}: shall be {{.DesiredState}}, {{.CurrentState}} {{.Error}}';
-    const words = ['service', 'ps', '--no-trunc', '--format', format, ...services.split('\n').filter(Boolean)];
+    const words = [
+      'service',
+      'ps',
+      '--no-trunc',
+      '--format',
+      format,
+      ...services.split('\n').filter(Boolean),
+    ];
     return (await first.docker(words, { reject: false })).stdout.split('\n');
   }
 

@@ -234,7 +234,7 @@ describe('the data path', () => {
       await datapath.apply(wanted);
       assert.deepEqual(ipvs?.timeouts, [432_000, 120, 300]);
       await datapath.apply({ ...wanted, timed: [...timed, { timeout: { fin: 500 }, addresses: [] }] });
-      assert.deepEqual(ipvs?.timeouts, [600_000, 500, 300]);
+      assert.deepEqual(ipvs.timeouts, [600_000, 500, 300]);
     });
   });
 });
