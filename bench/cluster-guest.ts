@@ -26,5 +26,5 @@ const common = { cluster, dockersMesh: true, rounds: Number(rounds), tasks: 4, p
 const findings =
   part === 'failover'
     ? await measureFailover({ ...common, intervalMs: 250 })
-    : await measureRollouts({ ...common, parallelism: 2, perSecond: 4, long: 4 });
+    : await measureRollouts({ ...common, parallelism: 2, perSecond: 4, long: 4, flows: 2 });
 console.log(JSON.stringify({ kernel: release(), findings }));

@@ -38,7 +38,10 @@ export type Status = z.infer<typeof status>;
 export interface PublishedService {
   name: string;
   network: string;
+  /** Of HTTP. */
   port: number;
+  /** Of UDP, that answers each datagram. */
+  udpPort: number;
   replicas: number;
   /** So that a node that comes back gets its share again: Swarm moves no running task. */
   perNode: number;
@@ -155,6 +158,7 @@ export class Cluster {
     name,
     network,
     port,
+    udpPort,
     replicas,
     perNode,
     graceSeconds = 1,
@@ -166,7 +170,8 @@ export class Cluster {
     const often = ['--health-interval', `${3 * slowness ** 2}s`, '--health-timeout', `${10 * slowness}s`];
     const health = ['--health-cmd', 'wget -q -O - http://127.0.0.1/', ...often];
     const ends = ['--stop-grace-period', `${graceSeconds}s`];
-    const rest = ['--network', network, '--publish', `${port}:80`, ...ends, this.image];
+    const publish = ['--publish', `${port}:80`, '--publish', `${udpPort}:7/udp`];
+    const rest = ['--network', network, ...publish, ...ends, this.image];
     await this.docker(...create, ...spread, ...health, ...rest);
   }
 
@@ -177,7 +182,7 @@ export class Cluster {
     const mesh = (name: string, driver: Mesh['driver'], port: number): Mesh => ({
       name,
       driver,
-      service: { name: `web-${driver}`, network: `net-${driver}`, port, ...rest },
+      service: { name: `web-${driver}`, network: `net-${driver}`, port, udpPort: port + 1, ...rest },
     });
     const causeway = mesh('Causeway', 'causeway', 8080);
     const dockers = dockersMesh ? mesh("Docker's mesh", 'overlay', 8090) : undefined;

@@ -137,6 +137,7 @@ const measure: Record<Part, (settings: Settings, progress: Progress) => Promise<
         parallelism: 2,
         perSecond: 200,
         long: 50,
+        flows: 10,
       }),
     ),
 

@@ -1,9 +1,11 @@
 // Owns the part `rollout`: a service is updated task by task, again and again, under new connections and long requests.
 // Must not know on which kernel, nor by which engine.
 import { setTimeout as sleep } from 'node:timers/promises';
-import { startLoad, type Load, type Outcome } from '../test/lab/asking.ts';
+import { startFlows, startLoad, type Flow, type Load, type Outcome } from '../test/lab/asking.ts';
 import type { Cluster, Mesh, Meshes, MeshOptions } from './cluster.ts';
 import type { Finding } from './report.ts';
+import { median } from './rounds.ts';
+import { slowness } from '../test/slowness.ts';
 
 export interface RolloutOptions extends Pick<MeshOptions, 'dockersMesh' | 'tasks' | 'progress'> {
   cluster: Cluster;
@@ -15,6 +17,8 @@ export interface RolloutOptions extends Pick<MeshOptions, 'dockersMesh' | 'tasks
   perSecond: number;
   /** Long requests that are under way at any time per mesh, over all nodes, each by a connection of its own. */
   long: number;
+  /** Clients with UDP from one port each, per mesh and node. */
+  flows: number;
 }
 
 /** What a long request takes; its task gets far longer to end it. */
@@ -22,6 +26,12 @@ const longMs = 3_000;
 const graceSeconds = 15;
 /** A request without an answer has failed after this and what its task takes. */
 const timeoutMs = 5_000;
+
+/** From one datagram to the next of each flow. */
+const datagramMs = 50 * slowness;
+/** A flow may be without an answer for so long. */
+const silentGoalMs = 1_000;
+const firstFlowPort = 20_000;
 
 const beforeMs = 1_000;
 const orders = ['stop-first', 'start-first'] as const;
@@ -38,6 +48,7 @@ interface Round {
   mesh: Mesh;
   brief: Count;
   long: Count;
+  flows: Flow[];
   /** Each failure, for a person to look into. */
   errors: string[];
 }
@@ -54,8 +65,8 @@ export async function measureRollouts(o: RolloutOptions): Promise<Finding[]> {
     const round = await update(o, meshes.all, order);
     const seconds = (performance.now() - began) / 1000;
     const told = round.map(
-      ({ mesh: { name }, brief, long }) =>
-        `${name}: ${share(brief)} new connections and ${share(long)} long requests failed`,
+      ({ mesh: { name }, brief, long, flows }) =>
+        `${name}: ${share(brief)} new connections and ${share(long)} long requests failed, UDP was silent for ${silence(flows)} ms at most`,
     );
     for (const {
       mesh: { name },
@@ -68,17 +79,19 @@ export async function measureRollouts(o: RolloutOptions): Promise<Finding[]> {
   return summarize(o, done, meshes);
 }
 
+const silence = (flows: readonly Flow[]): number => Math.max(...flows.map(({ silentMs }) => silentMs));
+
 const share = ({ begun, failed }: Count): string => `${failed} of ${begun}`;
 
 /** One update of each mesh's service, side by side. */
 async function update(
-  { cluster, perSecond, long, parallelism }: RolloutOptions,
+  { cluster, perSecond, long, flows: flowsPerNode, parallelism }: RolloutOptions,
   meshes: readonly Mesh[],
   order: Order,
 ): Promise<Round[]> {
   const { nodes, client } = cluster.lab;
   const loads = await Promise.all(
-    meshes.map(async (mesh) => {
+    meshes.map(async (mesh, at) => {
       const each = (path: string, intervalMs: number, withinMs: number): Promise<Load[]> =>
         Promise.all(
           nodes.map((node) =>
@@ -88,27 +101,39 @@ async function update(
             }),
           ),
         );
-      const [brief, slow] = await Promise.all([
+      const [brief, slow, flows] = await Promise.all([
         each('/', 1_000 / perSecond, timeoutMs),
         each(`/slow?ms=${longMs}`, longMs / long, timeoutMs + longMs),
+        Promise.all(
+          nodes.map((node, index) => {
+            const first = firstFlowPort + (at * nodes.length + index) * flowsPerNode;
+            const localPorts = Array.from({ length: flowsPerNode }, (_, number) => first + number);
+            const to = { host: node.address, port: mesh.service.udpPort };
+            return startFlows(client, { to, localPorts, intervalMs: datagramMs });
+          }),
+        ),
       ]);
-      return { mesh, brief, long: slow };
+      return { mesh, brief, long: slow, flows };
     }),
   );
   await sleep(beforeMs);
   const start = Date.now();
   await Promise.all(meshes.map(({ service }) => cluster.update(service, { order, parallelism })));
   return Promise.all(
-    loads.map(async ({ mesh, brief, long: slow }) => {
+    loads.map(async ({ mesh, brief, long: slow, flows: running }) => {
       const stop = async (list: Load[]): Promise<Outcome[]> =>
         (await Promise.all(list.map((load) => load.stop()))).flat();
-      const [briefs, longs] = await Promise.all([stop(brief), stop(slow)]);
+      const [briefs, longs, ...flows] = await Promise.all([
+        stop(brief),
+        stop(slow),
+        ...running.map((each) => each.stop()),
+      ]);
       const errors = [...briefs, ...longs].flatMap(({ at, connected, task, error }) =>
         error === undefined
           ? []
           : `begun ${at - start} ms after the update, connected after ${connected ?? '–'} ms to ${task ?? 'nobody'}: ${error}`,
       );
-      return { order, mesh, brief: count(briefs), long: count(longs), errors };
+      return { order, mesh, brief: count(briefs), long: count(longs), flows: flows.flat(), errors };
     }),
   );
 }
@@ -118,7 +143,7 @@ function count(outcomes: readonly Outcome[]): Count {
 }
 
 function summarize(
-  { perSecond, long, tasks, cluster }: RolloutOptions,
+  { perSecond, long, flows: flowsPerNode, tasks, cluster }: RolloutOptions,
   rounds: readonly Round[],
   { causeway, dockers }: Meshes,
 ): Finding[] {
@@ -135,7 +160,20 @@ function summarize(
     brief: `new connections, ${perSecond} a second`,
     long: `requests of ${longMs / 1000} s, ${long} at a time`,
   };
-  return orders.flatMap((order) =>
+  const silences = (mesh: Mesh): number[] =>
+    rounds.filter((round) => round.mesh === mesh).map(({ flows }) => silence(flows));
+  const [silent, theirSilences] = [silences(causeway), dockers && silences(dockers)];
+  const flows: Finding = {
+    what: 'longest silence of a UDP client with one port, when its task was replaced',
+    value: Math.max(...silent),
+    unit: 'ms',
+    goal: { atMost: silentGoalMs },
+    detail:
+      `at most ${median(silent)} ms in half of the updates; ${flowsPerNode * cluster.lab.nodes.length} clients, a datagram every ${datagramMs} ms` +
+      (theirSilences === undefined ? '' : `; by Docker's mesh beside it ${Math.max(...theirSilences)} ms`),
+    samples: { ms: silent, ...(theirSilences && { "Docker's mesh ms": theirSilences }) },
+  };
+  const failures = orders.flatMap((order) =>
     (['brief', 'long'] as const).map((kind): Finding => {
       const own = total(causeway, order, kind);
       const theirs = dockers && total(dockers, order, kind);
@@ -152,4 +190,5 @@ function summarize(
       };
     }),
   );
+  return [...failures, flows];
 }

@@ -33,7 +33,7 @@ export async function soakLeaders(
 ): Promise<Finding[]> {
   const names = ['front', 'back'];
   for (const name of names) await cluster.network(name, 'causeway');
-  const web = { name: 'web', network: 'front', port: 8080, replicas: 6, perNode: 2 };
+  const web = { name: 'web', network: 'front', port: 8080, udpPort: 9080, replicas: 6, perNode: 2 };
   await cluster.service(web);
   for (const node of cluster.lab.nodes) await cluster.serving(node, web.port, web.replicas);
   const networks = network.parse(JSON.parse(await cluster.docker('network', 'inspect', ...names)));
@@ -145,8 +145,8 @@ export async function soakOutage(
 ): Promise<Finding[]> {
   const { lab } = cluster;
   await cluster.network('front', 'causeway');
-  const web = { name: 'web', network: 'front', port: 8080, replicas: 6, perNode: 2 };
-  const other = { name: 'other', network: 'front', port: 8081, replicas: 3, perNode: 1 };
+  const web = { name: 'web', network: 'front', port: 8080, udpPort: 9080, replicas: 6, perNode: 2 };
+  const other = { name: 'other', network: 'front', port: 8081, udpPort: 9081, replicas: 3, perNode: 1 };
   for (const service of [web, other]) await cluster.service(service);
   for (const { port, replicas } of [web, other])
     for (const node of lab.nodes) await cluster.serving(node, port, replicas);

@@ -6,6 +6,7 @@ import type { Host } from './node.ts';
 
 const echo = join(import.meta.dirname, 'image/echo.ts');
 const program = join(import.meta.dirname, 'asking-program.ts');
+const flowsProgram = join(import.meta.dirname, 'flows-program.ts');
 
 /** One request; times in milliseconds of Unix time, all by one clock. */
 export interface Outcome {
@@ -73,6 +74,53 @@ export async function startLoad(from: Pick<Host, 'start'>, url: string, pace: Pa
       running.kill('SIGTERM');
       await Promise.all([running, closed]);
       return outcomes;
+    },
+  };
+}
+
+/** What became of a flow of UDP from one port. */
+export interface Flow {
+  /** The client's own. */
+  port: number;
+  answers: number;
+  /** The longest time from one answer to the next, in milliseconds, and when it began, of Unix time. */
+  silentMs: number;
+  silentAt: number;
+  /** How many answered. */
+  tasks: number;
+}
+
+export interface FlowsOptions {
+  to: { host: string; port: number };
+  /** One flow from each of these ports of the client. */
+  localPorts: readonly number[];
+  intervalMs: number;
+}
+
+/** Sends datagrams from ports that stay the same. Resolves when each was answered once. */
+export async function startFlows(
+  from: Pick<Host, 'start'>,
+  { to, localPorts, intervalMs }: FlowsOptions,
+): Promise<{ stop: () => Promise<Flow[]> }> {
+  const words = [to.host, ...[to.port, intervalMs, ...localPorts].map(String)];
+  const running = from.start([process.execPath, flowsProgram, ...words]);
+  const ready = Promise.withResolvers<undefined>();
+  const flows: Flow[] = [];
+  const lines = createInterface({ input: running.stdout });
+  lines.on('line', (line) => {
+    if (line === 'ready') ready.resolve(undefined);
+    else flows.push(JSON.parse(line) as Flow);
+  });
+  const closed = new Promise((done) => lines.once('close', done));
+  void running.then(() =>
+    ready.reject(new Error(`The flows to ${to.host} ended before their first answers.`)),
+  );
+  await ready.promise;
+  return {
+    stop: async () => {
+      running.kill('SIGTERM');
+      await Promise.all([running, closed]);
+      return flows;
     },
   };
 }
