@@ -78,9 +78,9 @@ export async function runPublisher(options: PublisherOptions, signal: AbortSigna
   const listening = Promise.all([listen(options, hints, signal), follow(options, hints, signal)]);
   let step = 0;
   let silent = false;
+  let due = Infinity;
   while (!signal.aborted) {
     const began = performance.now();
-    let due = Infinity;
     try {
       due = await look(options, signal);
       if (silent) options.log.info({}, 'Docker answers again: services are up to date');
@@ -90,6 +90,8 @@ export async function runPublisher(options: PublisherOptions, signal: AbortSigna
         options.log.warn({ error }, 'Docker does not tell its services: balancing goes on with those known');
       silent = true;
       step = pauses.length - 2;
+      // What was about to change goes on changing.
+      if (Number.isFinite(due)) due = options.now() + watchfulPause;
     }
     // Whatever the hints: of a large Swarm the lists are many megabytes, and Docker has other work than to make them.
     const took = performance.now() - began;

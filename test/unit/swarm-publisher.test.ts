@@ -137,6 +137,13 @@ describe('the publisher', () => {
     const before = observations.length;
     await sleep(700);
     assert.ok(observations.length >= before + 2, `${observations.length - before} looks`);
+    // One that fails is no reason to wait.
+    await api.close();
+    await until(() => lines.some(({ msg }) => msg.startsWith('Docker does not tell its services')));
+    api = new FakeDockerApi();
+    await api.listen(socket());
+    const silent = observations.length;
+    await until(() => observations.length > silent, 600);
   });
 
   it('rests after a look for as long as it took, however many hints there are', async () => {
