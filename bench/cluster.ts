@@ -167,7 +167,8 @@ export class Cluster {
     const spread = ['--replicas', String(replicas), '--replicas-max-per-node', String(perNode)];
     // Without it Swarm sends connections to a task whose process has not come to listen yet.
     // Each check is a few programs: where those are slow, a dozen tasks would be busy with nothing else.
-    const often = ['--health-interval', `${3 * slowness ** 2}s`, '--health-timeout', `${10 * slowness}s`];
+    const interval = slowness === 1 ? 3 : 10 * slowness;
+    const often = ['--health-interval', `${interval}s`, '--health-timeout', `${10 * slowness}s`];
     const health = ['--health-cmd', 'wget -q -O - http://127.0.0.1/', ...often];
     const ends = ['--stop-grace-period', `${graceSeconds}s`];
     const publish = ['--publish', `${port}:80`, '--publish', `${udpPort}:7/udp`];
