@@ -4,6 +4,7 @@ import { isIPv4 } from 'node:net';
 import { markBase, markMask } from '../net/names.ts';
 import { contentName, type NftBaseChain, type NftPart, type NftSet } from '../net/table.ts';
 import { fillTable, placesFor } from './maglev.ts';
+import type { PolicyRecord } from '../store/records.ts';
 import { takers, virtualServerId, type Choice, type RealServer, type VirtualServer } from './model.ts';
 
 /**
@@ -64,14 +65,15 @@ export function portKey({ protocol, port }: { protocol: string; port: number }):
 
 /** A chain that translates a connection to one of the real servers, if it may come in at all. */
 export function translation(server: VirtualServer): { name: string; rules: string[] } {
-  const rules = [...refused(server).map((match) => `${match} ${decidedHere}`), translate(server)];
+  const rules = [...refusals(server), translate(server)];
   return { name: contentName(virtualServerId(server), rules), rules };
 }
 
+const refusals = (server: VirtualServer): string[] =>
+  server.kind === 'vip' ? [] : refused(server.policy).map((match) => `${match} ${decidedHere}`);
+
 /** What matches the connections to a published port that its policy does not let in. The node's own need no allowance. */
-export function refused(server: VirtualServer): string[] {
-  if (server.kind === 'vip') return [];
-  const { bind, allow, deny } = server.policy ?? {};
+export function refused({ bind, allow, deny }: PolicyRecord = {}): string[] {
   const matches: string[] = [];
   if (bind !== undefined) {
     const [addresses, devices] = [bind.filter((item) => isIPv4(item)), bind.filter((item) => !isIPv4(item))];

@@ -1,40 +1,68 @@
 // Owns the ports that single containers publish on their own node (docker run -p, mode=host), as nft for both engines:
 // there is one container to each, so nothing is balanced.
 // Must not decide which they are.
-import type { NftElements, NftSet } from '../net/table.ts';
-import type { HostPort } from '../store/records.ts';
-import { balanced, toNode } from './chains.ts';
+import { contentName, type NftElements, type NftPart, type NftSet } from '../net/table.ts';
+import type { HostPort, PolicyRecord } from '../store/records.ts';
+import { balanced, decidedHere, refused, toNode } from './chains.ts';
 
 /** A container, and what it publishes. */
 export interface Publisher {
   address: string;
   ports: readonly HostPort[];
+  /** Who may connect, of which only where and who counts; absent: everybody. */
+  access?: PolicyRecord | 'nobody';
 }
 
+const anywhere = 'type inet_proto . inet_service';
+const somewhere = 'type ipv4_addr . inet_proto . inet_service';
+
 export const hostPortSets = {
-  host_ports: { kind: 'map', declaration: 'type inet_proto . inet_service : ipv4_addr . inet_service;' },
-  host_ports_at: {
-    kind: 'map',
-    declaration: 'type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service;',
-  },
+  host_ports: { kind: 'map', declaration: `${anywhere} : ipv4_addr . inet_service;` },
+  host_ports_at: { kind: 'map', declaration: `${somewhere} : ipv4_addr . inet_service;` },
+  host_guards: { kind: 'map', declaration: `${anywhere} : verdict;` },
+  host_guards_at: { kind: 'map', declaration: `${somewhere} : verdict;` },
 } satisfies Record<string, NftSet>;
 
 /** For the nat chains of both directions: one look-up for each map, whatever their size. */
 export const hostPortRules = [
+  `${balanced} ip daddr . meta l4proto . th dport vmap @host_guards_at`,
   `${balanced} dnat ip to ip daddr . meta l4proto . th dport map @host_ports_at`,
+  `${toNode} ${balanced} meta l4proto . th dport vmap @host_guards`,
   `${toNode} ${balanced} dnat ip to meta l4proto . th dport map @host_ports`,
 ];
 
-export function hostPortElements(publishers: readonly Publisher[]): Map<string, NftElements> {
-  const [anywhere, somewhere] = [new Map<string, string>(), new Map<string, string>()];
-  for (const { address: container, ports } of publishers)
+/** The content of {@link hostPortSets}; of two that publish the same, the latter counts. */
+export function renderHostPorts(publishers: readonly Publisher[]): {
+  elements: Map<string, NftElements>;
+  parts: readonly NftPart[];
+} {
+  const maps = {
+    host_ports: new Map<string, string>(),
+    host_ports_at: new Map<string, string>(),
+    host_guards: new Map<string, string>(),
+    host_guards_at: new Map<string, string>(),
+  };
+  /** By name: those with the same policy share one. */
+  const chains = new Map<string, readonly string[]>();
+  for (const { address: container, ports, access } of publishers) {
+    const verdict = guard(access, chains);
     for (const { protocol, address, port, targetPort } of ports) {
-      const target = `${container} . ${targetPort}`;
-      if (address === undefined) anywhere.set(`${protocol} . ${port}`, target);
-      else somewhere.set(`${address} . ${protocol} . ${port}`, target);
+      const where = address === undefined ? '' : '_at';
+      const key = [...(address === undefined ? [] : [address]), protocol, port].join(' . ');
+      maps[`host_ports${where}`].set(key, `${container} . ${targetPort}`);
+      if (verdict === undefined) maps[`host_guards${where}`].delete(key);
+      else maps[`host_guards${where}`].set(key, verdict);
     }
-  return new Map<string, NftElements>([
-    ['host_ports', anywhere],
-    ['host_ports_at', somewhere],
-  ]);
+  }
+  return { elements: new Map(Object.entries(maps)), parts: [{ chains: [...chains], elements: [] }] };
+}
+
+/** @returns what becomes of a connection ahead of its translation; undefined where everybody is let in */
+function guard(access: Publisher['access'], chains: Map<string, readonly string[]>): string | undefined {
+  // Nobody gets no answer: who is let in soon asks again.
+  const rules = access === 'nobody' ? ['drop'] : refused(access).map((match) => `${match} ${decidedHere}`);
+  if (rules.length === 0) return undefined;
+  const chain = contentName('host', rules);
+  chains.set(chain, rules);
+  return `jump ${chain}`;
 }

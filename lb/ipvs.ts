@@ -164,7 +164,8 @@ function renderServer(server: VirtualServer, mark: number): Rendered {
 }
 
 function guardOf(server: VirtualServer): NftPart['chains'][number][] {
-  const rules = refused(server).map((match) => `${match} accept`);
+  const matches = server.kind === 'vip' ? [] : refused(server.policy);
+  const rules = matches.map((match) => `${match} accept`);
   return rules.length === 0 ? [] : [[contentName(`guard-${virtualServerId(server)}`, rules), rules]];
 }
 

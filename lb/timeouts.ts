@@ -6,7 +6,7 @@ import { contentName, type NftContent, type NftLayout, type NftPart } from '../n
 import type { PolicyRecord, Timeouts } from '../store/records.ts';
 import type { Engine } from './model.ts';
 
-/** A service whose connections are remembered for another time than conntrack's own. */
+/** A service, or a container, whose connections are remembered for another time than conntrack's own. */
 export interface TimedService {
   timeout: Timeouts;
   /** Of its tasks, on any node. */
@@ -76,7 +76,7 @@ export function timeoutShortcomings(
   trouble: string | undefined,
 ): string[] {
   if (timeout === undefined) return [];
-  const ipvs = 'the longest that any of them asks for, at least tcp:432000,fin:120,udp:300';
+  const ipvs = 'the longest that any of them asks for, and tcp:432000 at least';
   return [
     ...(engine === 'ipvs' ? [`engine ipvs has one set of times for all services: ${ipvs}`] : []),
     ...(trouble === undefined

@@ -16,6 +16,8 @@ export interface Facts {
   engine: { name: string; why: string };
   /** What of a policy the engine cannot do. */
   shortcomings: Engine['shortcomings'];
+  /** The same of ports that a container publishes by itself, which no engine balances. */
+  portShortcomings: Engine['shortcomings'];
   report: () => PassReport;
   /** Ids of nodes that are lost now. */
   hidden: () => ReadonlySet<string>;
@@ -74,7 +76,12 @@ export function createAdminServer(facts: Facts, records: Records): Express {
       })),
       networks: values(networks),
       presence: values(presence),
-      endpoints: values(endpoints),
+      endpoints: values(endpoints).map((endpoint) => ({
+        ...endpoint,
+        ...(endpoint.access?.by === 'container' && {
+          shortcomings: facts.portShortcomings(endpoint.access.policy),
+        }),
+      })),
       services: values(services),
       virtualServers: servers.map((server) => ({
         id: virtualServerId(server),

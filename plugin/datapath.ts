@@ -28,7 +28,7 @@ import {
   type NftTable,
   type ObservedTable,
 } from '../net/table.ts';
-import { hostPortElements } from '../lb/host-ports.ts';
+import { renderHostPorts } from '../lb/host-ports.ts';
 import {
   keepIdle,
   observeIpvs,
@@ -94,19 +94,23 @@ export class Datapath {
       neighbours: Wanted['neighbours'],
       port: number,
       address: string,
-      publishers: Wanted['publishers'],
+      hostPorts: ReturnType<typeof renderHostPorts>,
       movable: Wanted['movable'],
     ) => {
       const { namePort } = this.#options;
       return new Map([
         ...netElements(networks, endpoints, { port, address, neighbours, movable }),
-        ...hostPortElements(publishers),
+        ...hostPorts.elements,
         ...(namePort === undefined ? [] : redirectElements(namePort)),
       ]);
     },
   );
   readonly #timeouts = remember(renderTimeouts);
-  readonly #parts = remember((engine: readonly NftPart[], timed: readonly NftPart[]) => engine.concat(timed));
+  readonly #hostPorts = remember(renderHostPorts);
+  readonly #parts = remember(
+    (engine: readonly NftPart[], timed: readonly NftPart[], hostPorts: readonly NftPart[]) =>
+      engine.concat(timed, hostPorts),
+  );
   readonly #longest = remember(longest);
   /** What IPVS was told last. */
   #idle: ReturnType<typeof longest> | undefined;
@@ -245,14 +249,15 @@ export class Datapath {
   ): NftTable {
     const { port } = this.#options.fabric;
     const { parts, timeouts } = this.#timeouts(this.#options.timeouts === true ? timed : []);
+    const hostPorts = this.#hostPorts(publishers);
     const { address = '' } = this.#underlay ?? {};
     return {
       layout: this.#layout,
       content: {
         ...content,
-        parts: this.#parts(content.parts, parts),
+        parts: this.#parts(content.parts, parts, hostPorts.parts),
         timeouts,
-        elements: this.#elements(networks, endpoints, neighbours, port, address, publishers, movable),
+        elements: this.#elements(networks, endpoints, neighbours, port, address, hostPorts, movable),
       },
     };
   }

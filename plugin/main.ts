@@ -16,6 +16,7 @@ import { describeNetworks, runPublisher, type Observation } from '../swarm/publi
 import { adminAddress, createAdminServer } from './admin.ts';
 import { Collector } from './collector.ts';
 import { parseConfig, type Config } from './config.ts';
+import { Containers, type Sight } from './containers.ts';
 import { Datapath } from './datapath.ts';
 import { HealthChecks } from './health-checks.ts';
 import { tryHostPort } from './host-ports.ts';
@@ -26,12 +27,14 @@ import { createLog, type Log } from './log.ts';
 import { Liveness } from './liveness.ts';
 import { Membership } from './membership.ts';
 import { NameServer, type NameServerOptions } from './name-server.ts';
-import { Naming } from './naming.ts';
+import { nameContainers } from './naming.ts';
 import { NetworkDriver } from './network-driver.ts';
 import { Newest } from './newest.ts';
 import { readNodeId } from './node-id.ts';
 import { openStore } from './open-store.ts';
 import { Reconciler } from './reconciler.ts';
+import { openPorts } from './port-access.ts';
+import { Questions } from './questions.ts';
 import { createPluginServer, pluginMethods } from './server.ts';
 
 /** How long Docker must not know of an address before it is freed: longer than any of its own hand-overs. */
@@ -52,12 +55,15 @@ async function main(): Promise<void> {
       log.debug({ command, input, milliseconds: Math.round(milliseconds) }, 'ran a command'),
   });
   const sysctl = fileSysctl(config.CAUSEWAY_HOST_SYSCTL);
-  const { engine, why } = await selectEngine(run, config.CAUSEWAY_LB);
-  const noTimeouts = await whyNoTimeouts(run);
+  const [{ engine, why }, noTimeouts, redirects] = await Promise.all([
+    selectEngine(run, config.CAUSEWAY_LB),
+    whyNoTimeouts(run),
+    canRedirect(run),
+  ]);
   const docker = connectDocker(join(config.CAUSEWAY_HOST_RUN, 'docker.sock'));
   const fabric = { port: config.CAUSEWAY_FABRIC_PORT, vni: config.CAUSEWAY_FABRIC_VNI };
   // Also when names are off: until a sandbox is led no more, its questions have to find their way back.
-  const namePort = (await canRedirect(run)) ? config.CAUSEWAY_DNS_PORT : undefined;
+  const namePort = redirects ? config.CAUSEWAY_DNS_PORT : undefined;
   const names = openNames({ config, records, port: namePort, node, hidden: () => hidden(), log });
   const datapath: Datapath = new Datapath({
     run,
@@ -134,6 +140,7 @@ async function main(): Promise<void> {
       ...engine.shortcomings(policy),
       ...timeoutShortcomings(policy, engine.name, noTimeouts),
     ],
+    portShortcomings: (policy: PolicyRecord | undefined) => timeoutShortcomings(policy, 'nft', noTimeouts),
     report: () => reconciler.report,
     hidden,
     store: () => replica?.state ?? ('embedded' as const),
@@ -167,20 +174,25 @@ async function main(): Promise<void> {
       }
     },
   );
-  const serveNames = async (): Promise<void> => {
+  const serveContainers = async (): Promise<void> => {
     const port = names && (await startNames(names, config.CAUSEWAY_DNS_PORT, log));
-    const naming = new Naming({
-      docker,
-      store,
+    const questions = new Questions({
       records,
       run,
-      node,
       log,
       hostRun: config.CAUSEWAY_HOST_RUN,
       sysctls: config.CAUSEWAY_HOST_SYSCTL,
       ...(port !== undefined && { port }),
     });
-    await Promise.all([port !== undefined && names?.run(stop.signal), naming.run(stop.signal)]);
+    const followers = [
+      openPorts({ records, log }),
+      nameContainers({ store, records, node }),
+      ({ joined }: Sight) => questions.lead(joined),
+    ];
+    await Promise.all([
+      port !== undefined && names?.run(stop.signal),
+      new Containers({ docker, records, node, log, followers }).run(stop.signal),
+    ]);
   };
   const settleHere = async (): Promise<void> => {
     await collector.unjoin().catch((error: unknown) => log.debug({ error }, 'what is here is not known yet'));
@@ -190,7 +202,7 @@ async function main(): Promise<void> {
     reconciler.run(stop.signal),
     membership.run(stop.signal),
     new HealthChecks({ records, node, log }).run(stop.signal),
-    serveNames(),
+    serveContainers(),
     // To be heard means to be sent traffic: not before it is clear what is still here.
     settleHere().then(() => liveness?.run(stop.signal)),
     runPublisher(

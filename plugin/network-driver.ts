@@ -249,7 +249,7 @@ export class NetworkDriver {
       key,
       (record) => {
         if (record === undefined) return undefined;
-        const { sandbox: _, ports: __, healthy: ___, ...rest } = record;
+        const { sandbox: _, ports: __, access: ___, healthy: ____, ...rest } = record;
         return rest;
       },
       own,
@@ -317,8 +317,9 @@ export class NetworkDriver {
       key,
       (record) => {
         if (record === undefined) return undefined;
-        const { ports: _, ...rest } = record;
-        return ports.length === 0 ? rest : { ...rest, ports: [...ports] };
+        const { ports: _, access: __, ...rest } = record;
+        // Docker is not asked here for the labels: whoever follows its events does so.
+        return ports.length === 0 ? rest : { ...rest, ports: [...ports], access: { by: 'nobody' } };
       },
       own,
     );
@@ -375,13 +376,14 @@ export class NetworkDriver {
 }
 
 /** What became of an endpoint since it was created. */
-function joined({ sandbox, ports, healthy }: Partial<EndpointRecord> = {}): Pick<
+function joined({ sandbox, ports, access, healthy }: Partial<EndpointRecord> = {}): Pick<
   EndpointRecord,
-  'sandbox' | 'ports' | 'healthy'
+  'sandbox' | 'ports' | 'access' | 'healthy'
 > {
   return {
     ...(sandbox !== undefined && { sandbox }),
     ...(ports !== undefined && { ports }),
+    ...(access !== undefined && { access }),
     ...(healthy !== undefined && { healthy }),
   };
 }

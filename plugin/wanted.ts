@@ -13,6 +13,7 @@ import type {
   EndpointRecord,
   NetworkRecord,
   NodeRecord,
+  PolicyRecord,
   PresenceRecord,
   ServiceRecord,
 } from '../store/records.ts';
@@ -32,7 +33,7 @@ export interface Wanted {
   movable: readonly string[];
   /** Addresses of endpoints whose established connections are to be ended. */
   ended: readonly string[];
-  /** Services whose connections are remembered for another time than the node's own. */
+  /** Services and containers whose connections are remembered for another time than the node's own. */
   timed: readonly TimedService[];
 }
 
@@ -110,10 +111,10 @@ export class WantedPlanner {
         this.#vips(parts),
       ),
       servers,
-      publishers: this.#publishers.of(joined),
+      publishers: this.#publishers.of(this.#ported.of(joined), this.#policies(services)),
       movable: this.#movable(this.#movableOf.of(servers)),
       ended: this.#ended(this.#endedOf.of(services)),
-      timed: this.#timed.of(services),
+      timed: this.#timed(this.#timedServices.of(services), this.#timedContainers.of(joined)),
     };
   }
 
@@ -163,8 +164,24 @@ export class WantedPlanner {
     internal,
   }));
   readonly #endpoints = new Mapped(({ id, address }: EndpointRecord) => ({ id, address }));
-  readonly #publishers = new Mapped(({ address, ports }: EndpointRecord) =>
-    ports === undefined ? undefined : { address, ports },
+  readonly #policies = remember(
+    (services: readonly ServiceRecord[]): ReadonlyMap<string, PolicyRecord> =>
+      new Map(services.map(({ id, policy = {} }) => [id, policy])),
+  );
+  readonly #ported = new Mapped((endpoint: EndpointRecord) =>
+    endpoint.ports === undefined ? undefined : endpoint,
+  );
+  readonly #publishers = new Mapped(
+    (
+      { address, ports = [], access }: EndpointRecord,
+      policies: ReadonlyMap<string, PolicyRecord>,
+    ): Publisher => {
+      if (access === undefined) return { address, ports };
+      if (access.by === 'container') return { address, ports, access: access.policy };
+      // A service that is not known yet may not let everybody in.
+      const policy = access.by === 'service' ? policies.get(access.service) : undefined;
+      return { address, ports, access: policy ?? 'nobody' };
+    },
   );
   readonly #neighbours = new Mapped(({ address, number }: NodeRecord) => ({ address, number }));
 
@@ -228,7 +245,16 @@ export class WantedPlanner {
   });
   readonly #ended = remember((lists: readonly (readonly string[])[]) => flat(lists));
 
-  readonly #timed = new Mapped(({ policy, tasks }: ServiceRecord): TimedService | undefined =>
+  readonly #timed = remember(
+    (services: readonly TimedService[], containers: readonly TimedService[]): readonly TimedService[] =>
+      services.concat(containers),
+  );
+  readonly #timedContainers = new Mapped(({ access, address }: EndpointRecord): TimedService | undefined =>
+    access?.by !== 'container' || access.policy.timeout === undefined
+      ? undefined
+      : { timeout: access.policy.timeout, addresses: [address] },
+  );
+  readonly #timedServices = new Mapped(({ policy, tasks }: ServiceRecord): TimedService | undefined =>
     policy?.timeout === undefined
       ? undefined
       : { timeout: policy.timeout, addresses: tasks.flatMap(({ addresses }) => Object.values(addresses)) },

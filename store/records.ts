@@ -72,40 +72,6 @@ export const HostPort = z.object({
 });
 export type HostPort = z.infer<typeof HostPort>;
 
-/** `endpoints/NETWORK/ID`: a sandbox's attachment to a network. */
-export const EndpointRecord = z.object({
-  v: z.literal(1),
-  id: z.string(),
-  network: z.string(),
-  /** The node it is on. */
-  node: z.string(),
-  address,
-  mac: z.string(),
-  /** The sandbox that joined it; absent before Join and after Leave. */
-  sandbox: z.string().optional(),
-  /** Published on its node, as long as this endpoint is the sandbox's way out. */
-  ports: z.array(HostPort).optional(),
-  /** What its node's checks say, if its service wants any; absent until they say anything. */
-  healthy: z.boolean().optional(),
-});
-export type EndpointRecord = z.infer<typeof EndpointRecord>;
-
-/** `names/NETWORK/ENDPOINT`: what a running container is called on a network; written by its own node. */
-export const NameRecord = z.object({
-  v: z.literal(1),
-  endpoint: z.string(),
-  network: z.string(),
-  /** The node it is on. */
-  node: z.string(),
-  /** Docker's id of the container. */
-  container: z.string(),
-  /** The container's name, its short id, its hostname, its aliases on the network; as Docker writes them. */
-  names: z.array(z.string()),
-  /** Its health check fails. */
-  unhealthy: z.boolean(),
-});
-export type NameRecord = z.infer<typeof NameRecord>;
-
 export const schedulers = ['rr', 'wrr', 'lc', 'wlc', 'sh', 'mh'] as const;
 export const localities = ['any', 'prefer-local', 'local'] as const;
 
@@ -127,7 +93,10 @@ export const Timeouts = z.object({
 });
 export type Timeouts = z.infer<typeof Timeouts>;
 
-/** How a service wants to be balanced and published, as its labels say (docs/policy.md). What is absent is as by default. */
+/**
+ * How a service wants to be balanced and published, as its labels say (docs/policy.md), or of a container what concerns
+ * its own ports. What is absent is as by default.
+ */
 export const PolicyRecord = z.object({
   scheduler: z.enum(schedulers).optional(),
   /** A client stays with its task for so many seconds after its last connection. */
@@ -151,6 +120,58 @@ export const PolicyRecord = z.object({
   healthFall: z.number().int().optional(),
 });
 export type PolicyRecord = z.infer<typeof PolicyRecord>;
+
+/** Who may use the ports that an endpoint's container publishes by itself. */
+export const PortAccess = z.discriminatedUnion('by', [
+  /** The container's labels are not known yet: nobody. */
+  z.object({ by: z.literal('nobody') }),
+  /** As the Swarm service with this id says. */
+  z.object({ by: z.literal('service'), service: z.string() }),
+  /** As the container's own labels say. */
+  z.object({
+    by: z.literal('container'),
+    policy: PolicyRecord,
+    /** As of a service. */
+    problems: z.array(z.string()).optional(),
+  }),
+]);
+export type PortAccess = z.infer<typeof PortAccess>;
+
+/** `endpoints/NETWORK/ID`: a sandbox's attachment to a network. */
+export const EndpointRecord = z.object({
+  v: z.literal(1),
+  id: z.string(),
+  network: z.string(),
+  /** The node it is on. */
+  node: z.string(),
+  address,
+  mac: z.string(),
+  /** The sandbox that joined it; absent before Join and after Leave. */
+  sandbox: z.string().optional(),
+  /** Published on its node, as long as this endpoint is the sandbox's way out. */
+  ports: z.array(HostPort).optional(),
+  /** Who may use them; absent in records that an earlier version wrote: everybody. */
+  access: PortAccess.optional(),
+  /** What its node's checks say, if its service wants any; absent until they say anything. */
+  healthy: z.boolean().optional(),
+});
+export type EndpointRecord = z.infer<typeof EndpointRecord>;
+
+/** `names/NETWORK/ENDPOINT`: what a running container is called on a network; written by its own node. */
+export const NameRecord = z.object({
+  v: z.literal(1),
+  endpoint: z.string(),
+  network: z.string(),
+  /** The node it is on. */
+  node: z.string(),
+  /** Docker's id of the container. */
+  container: z.string(),
+  /** The container's name, its short id, its hostname, its aliases on the network; as Docker writes them. */
+  names: z.array(z.string()),
+  /** Its health check fails. */
+  unhealthy: z.boolean(),
+});
+export type NameRecord = z.infer<typeof NameRecord>;
 
 /** `services/ID`: a Swarm service on at least one of our networks. */
 export const ServiceRecord = z.object({

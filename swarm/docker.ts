@@ -89,7 +89,7 @@ const Container = z.object({ Id: z.string() });
 const ContainerDetails = z.object({
   Id: z.string(),
   Name: z.string(),
-  Config: z.object({ Hostname: z.string() }),
+  Config: z.object({ Hostname: z.string(), Labels }),
   State: z.object({
     Running: z.boolean(),
     Health: z.object({ Status: z.string() }).nullish(),
@@ -102,7 +102,7 @@ const ContainerDetails = z.object({
     ),
   }),
 });
-/** A container, as far as its names go. */
+/** A container, as far as its names and labels go. */
 export type ContainerDetails = z.infer<typeof ContainerDetails>;
 
 const Event = z.object({

@@ -1,4 +1,4 @@
-// Owns reading what a user says by labels: how a service is balanced, and to whom it is published.
+// Owns reading what a user says by labels: how a service is balanced, and to whom it or a container's port is published.
 // Must not know how that is done, nor where labels come from.
 import { Address4 } from 'ip-address';
 import {
@@ -43,6 +43,13 @@ const ofTask: Readers<{ weight: number }> = {
   'causeway.lb.weight': (text) => ({ weight: whole(text, 1, 100, 'parts') }),
 };
 
+/** What the labels of a single container may say, of the ports that it publishes. */
+const ofContainer: Readers<PolicyRecord> = Object.fromEntries(
+  ['causeway.lb.timeout', 'causeway.publish.bind', 'causeway.publish.allow', 'causeway.publish.deny'].flatMap(
+    (name) => Object.entries(ofService).filter(([other]) => other === name),
+  ),
+);
+
 /** @param labels of the service itself (`--label`) */
 export function readPolicy(labels: Record<string, string> | null | undefined): Read<PolicyRecord> {
   const policy = read(labels, ofService, ofTask, 'a label of containers: set it by --container-label');
@@ -51,6 +58,16 @@ export function readPolicy(labels: Record<string, string> | null | undefined): R
       if (name in ofService && name.startsWith('causeway.health.'))
         policy.problems.push(`${name}=${text}: nothing is checked without causeway.health`);
   return policy;
+}
+
+/** @param labels of a container that is of no service (`docker run --label`) */
+export function readContainerPolicy(labels: Record<string, string> | null | undefined): Read<PolicyRecord> {
+  return read(
+    labels,
+    ofContainer,
+    { ...ofService, ...ofTask },
+    'a label of services, not of single containers',
+  );
 }
 
 /** @param labels of the service's containers (`--container-label`) */

@@ -289,12 +289,31 @@ describe(`a one-node Swarm in a real Docker Engine, engine ${engine}`, function 
     assert.match(again.stderr, /port 8095\/tcp cannot be published: another container/);
     const service = await run('three', '-p', '8080:80');
     assert.match(service.stderr, /port 8080\/tcp cannot be published: service web has published it/);
-    await docker('rm', '--force', 'one', 'two', 'three');
+    const deny = `causeway.publish.deny=${lab.client.address}`;
+    await run('four', '-p', '8097:80', '--label', deny);
+    await eventually('the node itself is let in', async () => {
+      const list = await ask(node, ['http', 'http://127.0.0.1:8097/', '--count', '1', ...within(1)]);
+      return errors(list).length === 0;
+    });
+    const denied = await ask(lab.client, ['http', `http://${node.address}:8097/`, '--count', '1']);
+    assert.match(errors(denied).join(), /ECONNREFUSED/);
+    await docker('rm', '--force', 'one', 'two', 'three', 'four');
     const gone = await ask(lab.client, ['http', `http://${node.address}:8095/`, '--count', '1']);
     assert.match(errors(gone).join(), /ECONNREFUSED/);
     const hosted = ['--network', 'single', '--publish', 'mode=host,target=80,published=8095'];
     await createService('hosted', ...hosted);
     await serving('hosted', 8095, 1);
+    await docker('service', 'update', '--detach', '--label-add', deny, 'hosted');
+    await eventually('its service’s label keeps the client out', async () => {
+      const list = await ask(lab.client, [
+        'http',
+        `http://${node.address}:8095/`,
+        '--count',
+        '1',
+        ...within(1),
+      ]);
+      return /ECONNREFUSED/.test(errors(list).join());
+    });
     await docker('service', 'rm', 'hosted');
     await eventually('the network can be removed', async () => {
       await node.docker(['network', 'rm', 'single'], { reject: false });

@@ -1,12 +1,14 @@
 // Owns a stand-in for the Docker Engine's API with the few lists Causeway reads, for tests that play Docker.
 // Must not grow behaviour of its own: the docker tests run the real one.
 import { createServer, type Server, type ServerResponse } from 'node:http';
-import type { Network, Node, Service, Task } from '../../swarm/docker.ts';
+import type { ContainerDetails, Network, Node, Service, Task } from '../../swarm/docker.ts';
 
 export class FakeDockerApi {
   networks: Network[] = [];
   services: Service[] = [];
   tasks: Task[] = [];
+  /** Those that run. */
+  containers: ContainerDetails[] = [];
   /** Swarm's id of the node this engine is on. */
   id = 'node';
   nodes: Node[] = [{ ID: 'node', Status: { State: 'ready' }, ManagerStatus: { Leader: true } }];
@@ -43,7 +45,9 @@ export class FakeDockerApi {
     };
     if (path === '/info') return [200, { Swarm: swarm }];
     if (path === '/networks') return [200, this.networks];
-    if (path === '/containers/json') return [200, []];
+    if (path === '/containers/json') return [200, this.containers.map(({ Id }) => ({ Id }))];
+    const container = this.containers.find(({ Id }) => path === `/containers/${Id}/json`);
+    if (container !== undefined) return [200, container];
     if (!this.manager) return [503, { message: 'This node is not a swarm manager.' }];
     if (path === '/nodes') return [200, this.nodes];
     if (path === '/services') return [200, this.services];
@@ -52,8 +56,8 @@ export class FakeDockerApi {
   }
 
   /** Says that something happened. */
-  hint(): void {
-    for (const listener of this.#listeners) listener.write('{"Type":"service","Action":"update"}\n');
+  hint(event = { Type: 'service', Action: 'update' }): void {
+    for (const listener of this.#listeners) listener.write(`${JSON.stringify(event)}\n`);
   }
 
   async listen(path: string): Promise<void> {

@@ -118,6 +118,7 @@ describe(`data path, engine ${engine}`, function () {
     const single = world.peer(endpoint.sandbox);
     await single.serve({ name: 'single', tcp: 80, udp: 80 });
     await world.publish(endpoint, ['8090:80', '8091:80/udp', `${secondNodeAddress}:8092:80`]);
+    await world.startContainer(endpoint);
     for (const [address, port, protocol] of [
       [nodeAddress, 8090, 'tcp'],
       [nodeAddress, 8091, 'udp'],

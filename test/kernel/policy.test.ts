@@ -17,6 +17,9 @@ import {
 
 const engine = process.env['CAUSEWAY_TEST_LB'] ?? 'nft';
 
+/** Enough for an answer, in milliseconds. */
+const briefly = 700 * slowness;
+
 describe(`labels of a service, engine ${engine}`, function () {
   this.timeout(120_000 * slowness);
   let world: World;
@@ -249,6 +252,38 @@ describe(`labels of a service, engine ${engine}`, function () {
     assert.deepEqual(record?.problems, [
       'causeway.lb.scheduler=fastest: must be one of rr, wrr, lc, wlc, sh, mh',
     ]);
+  });
+
+  it('causeway.publish and timeout on a single container: who may use its ports, and nobody before that is known', async () => {
+    const single = await world.attach(service.network);
+    await world.peer(single.sandbox).serve({ name: 'single', tcp: 80, udp: 80 });
+    await world.publish(single, ['8090:80', `${secondNodeAddress}:8091:80/udp`]);
+    const asking = [
+      () => client.ask(nodeAddress, 8090, { timeout: briefly }),
+      () => client.ask(secondNodeAddress, 8091, { protocol: 'udp', timeout: briefly }),
+    ];
+    const each = async (outcome: RegExp): Promise<void> => {
+      for (const ask of asking) await assert.rejects(ask, outcome);
+    };
+    await each(/timeout/);
+    await world.startContainer(single, { 'causeway.publish.allow': '192.0.2.0/24' });
+    await each(/ECONNREFUSED/);
+    assert.equal((await node.ask('127.0.0.1', 8090)).server, 'single', 'the node itself needs no allowance');
+    await world.startContainer(single, { 'causeway.publish.bind': '127.0.0.1' });
+    await each(/ECONNREFUSED/);
+    assert.equal((await node.ask('127.0.0.1', 8090)).server, 'single');
+    await world.startContainer(single, { 'com.docker.swarm.service.id': service.id });
+    await world.label(service, { 'causeway.publish.deny': clientAddress });
+    await each(/ECONNREFUSED/);
+    await world.label(service, {});
+    for (const ask of asking) assert.equal((await ask()).server, 'single');
+    await world.startContainer(single, { 'causeway.lb.timeout': 'udp:700', 'causeway.lb.drain': '5' });
+    for (const ask of asking) assert.equal((await ask()).server, 'single');
+    const flows = await world.plugin.tool('conntrack', ['-L', '-p', 'udp', '--orig-port-dst', '8091']);
+    assert.match(flows, /^udp +17 (69\d|700) /m);
+    const access = (await world.status()).endpoints.find(({ id }) => id === single.id)?.access;
+    assert.match(JSON.stringify(access), /causeway\.lb\.drain=5: a label of services/);
+    await world.detach(single);
   });
 
   it('finds in the kernel what it wrote there', async () => {

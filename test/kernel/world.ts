@@ -10,6 +10,8 @@ import { execa } from 'execa';
 import { request, Agent } from 'undici';
 import { FakeDockerApi } from '../fake/docker-api.ts';
 import { PluginProcess } from '../lab/plugin-process.ts';
+import { readAccess } from '../../plugin/port-access.ts';
+import type { PortAccess } from '../../store/records.ts';
 import { slowness } from '../slowness.ts';
 import { startPeer, type Peer } from './peer.ts';
 
@@ -321,7 +323,35 @@ export class World {
     return answer['Address'] as string;
   }
 
-  /** `docker run -p`, of a container that is attached. @param ports as `8080:80/udp` or `192.0.2.1:8080:80` */
+  /**
+   * The container behind an endpoint runs: Docker lists it, with these labels. Waits until its node knows who may use its
+   * ports.
+   */
+  async startContainer(
+    { id: EndpointID, network, node }: TestEndpoint,
+    labels: Record<string, string> = {},
+  ): Promise<void> {
+    const { containers } = node.docker;
+    node.docker.containers = containers.filter(({ Name }) => Name !== `/${EndpointID}`);
+    const networks = { [network.name]: { NetworkID: network.id, EndpointID } };
+    node.docker.containers.push({
+      Id: id(),
+      Name: `/${EndpointID}`,
+      Config: { Hostname: EndpointID.slice(0, 12), Labels: labels },
+      State: { Running: true },
+      NetworkSettings: { Networks: networks },
+    });
+    node.docker.hint({ Type: 'container', Action: 'start' });
+    const access = readAccess({ Config: { Hostname: '', Labels: labels } });
+    await this.everywhere(
+      ({ endpoints, kernel }) =>
+        kernel.settled &&
+        endpoints.some((one) => one.id === EndpointID && isDeepStrictEqual(one.access, access)),
+      [node],
+    );
+  }
+
+  /** `docker run -p`, of a container that is attached and does not run yet. @param ports as `8080:80/udp` or `192.0.2.1:8080:80` */
   async publish({ id: EndpointID, network, node }: TestEndpoint, ports: readonly string[]): Promise<void> {
     const portMap = ports.map((text) => {
       const [, HostIP = '', published = '', target = '', protocol = 'tcp'] =
@@ -556,7 +586,7 @@ export interface Status {
     problems?: string[];
   }[];
   virtualServers: { id: string; shortcomings: string[] }[];
-  endpoints: { id: string; address: string }[];
+  endpoints: { id: string; address: string; access?: PortAccess }[];
   networks: { id: string; refused?: string }[];
 }
 

@@ -37,6 +37,7 @@ describe('the admin API', () => {
       node: 'node-1',
       engine: { name: 'nft', why: 'so' },
       shortcomings: () => ['none'],
+      portShortcomings: () => ['no clock'],
       report: () => report,
       hidden: () => new Set<string>(),
       store: () => 'embedded' as const,

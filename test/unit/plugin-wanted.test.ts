@@ -4,6 +4,7 @@ import assert from 'node:assert/strict';
 import { virtualServerId } from '../../lb/model.ts';
 import { formatRoute } from '../../net/routes.ts';
 import { isNothing, renderWanted, type NodeRecords, type Wanted } from '../../plugin/wanted.ts';
+import type { EndpointRecord } from '../../store/records.ts';
 import { example, networkId, node } from '../scenario/example.ts';
 
 /** The example with other networks or endpoints. */
@@ -91,6 +92,39 @@ describe('renderWanted', () => {
   it('has nothing of a network that is refused', () => {
     const networks = example.networks.map((network) => ({ ...network, refused: 'overlap' }));
     assert.ok(isNothing(changed({ networks })));
+  });
+
+  it('lets in by the ports of a container whom its labels or its service let in, and nobody while neither is known', () => {
+    const [web1] = example.endpoints;
+    assert.ok(web1);
+    const ports = [{ protocol: 'tcp' as const, port: 8090, targetPort: 80 }];
+    const policy = { allow: ['192.0.2.0/24'] };
+    const services = example.services.map((service) =>
+      service.id === 'service-web' ? { ...service, policy } : service,
+    );
+    const accessOf = (access: EndpointRecord['access']): Wanted['publishers'][number]['access'] => {
+      const { publishers } = changed({
+        endpoints: [{ ...web1, ports, ...(access && { access }) }],
+        services,
+      });
+      assert.equal(publishers.length, 1);
+      return publishers[0]?.access;
+    };
+    assert.equal(accessOf(undefined), undefined, 'as an earlier version wrote it');
+    assert.equal(accessOf({ by: 'nobody' }), 'nobody');
+    assert.deepEqual(accessOf({ by: 'container', policy }), policy);
+    assert.deepEqual(accessOf({ by: 'service', service: 'service-web' }), policy);
+    assert.deepEqual(accessOf({ by: 'service', service: 'service-db' }), {});
+    assert.equal(accessOf({ by: 'service', service: 'of tomorrow' }), 'nobody');
+  });
+
+  it('remembers connections of a container for as long as its labels say', () => {
+    const endpoints = example.endpoints.map((endpoint) =>
+      endpoint.address === '10.64.0.3'
+        ? { ...endpoint, access: { by: 'container' as const, policy: { timeout: { udp: 60 } } } }
+        : endpoint,
+    );
+    assert.deepEqual(changed({ endpoints }).timed, [{ timeout: { udp: 60 }, addresses: ['10.64.0.3'] }]);
   });
 
   it('answers for a VIP only where its network is', () => {

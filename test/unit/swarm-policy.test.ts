@@ -1,7 +1,7 @@
 // Owns the tests of reading labels.
 // Must not test what becomes of them.
 import assert from 'node:assert/strict';
-import { readPolicy, readTaskPolicy } from '../../swarm/policy.ts';
+import { readContainerPolicy, readPolicy, readTaskPolicy } from '../../swarm/policy.ts';
 
 describe('labels', () => {
   it('say how a service is balanced and published', () => {
@@ -106,6 +106,29 @@ describe('labels', () => {
       assert.ok(problems[0]?.startsWith(`${label}=${value}: `), problems[0]);
       assert.match(problems[0] ?? '', reason);
     });
+
+  it('of a single container say who may use its ports, and for how long its connections are remembered', () => {
+    assert.deepEqual(
+      readContainerPolicy({
+        'causeway.publish.bind': 'eth1',
+        'causeway.publish.allow': '10.0.0.0/8',
+        'causeway.publish.deny': '10.9.0.0/16',
+        'causeway.lb.timeout': 'udp:60',
+        maintainer: 'somebody',
+      }),
+      {
+        value: { bind: ['eth1'], allow: ['10.0.0.0/8'], deny: ['10.9.0.0/16'], timeout: { udp: 60 } },
+        problems: [],
+      },
+    );
+    for (const [name, text] of [
+      ['causeway.lb.scheduler', 'rr'],
+      ['causeway.lb.weight', '2'],
+    ] as const)
+      assert.deepEqual(readContainerPolicy({ [name]: text }).problems, [
+        `${name}=${text}: a label of services, not of single containers`,
+      ]);
+  });
 
   it('of a service that are put on its containers are told to be moved', () => {
     const { problems } = readTaskPolicy({ 'causeway.lb.scheduler': 'rr', 'causeway.lb.weight': '0' });
