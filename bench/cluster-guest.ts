@@ -22,9 +22,9 @@ await using lab = await Lab.up({ name: part, nodes: data.length, data, progress 
 // One of everything that elects: a processor that emulates is too slow for heartbeats between many.
 const cluster = await Cluster.start({ lab, consuls: 1, managers: 1, prepared: true, progress });
 // As much as such a processor can do without being late by itself.
-const common = { cluster, dockersMesh: true, rounds: Number(rounds), tasks: 4, progress };
+const common = { cluster, dockersMesh: true, rounds: Number(rounds), progress };
 const findings =
   part === 'failover'
-    ? await measureFailover({ ...common, intervalMs: 250 })
-    : await measureRollouts({ ...common, parallelism: 2, perSecond: 4, long: 4, flows: 2 });
+    ? await measureFailover({ ...common, tasks: 4, intervalMs: 250 })
+    : await measureRollouts({ ...common, tasks: 3, parallelism: 1, perSecond: 4, long: 4, flows: 2 });
 console.log(JSON.stringify({ kernel: release(), findings }));

@@ -176,7 +176,7 @@ export class Cluster {
     await this.docker(...create, ...spread, ...health, ...rest);
   }
 
-  /** Publishes a service by Causeway, and one like it by Docker's own mesh. */
+  /** Publishes a service by Causeway, and one like it by Docker's own mesh. Resolves when they serve. */
   async deploy({ dockersMesh, tasks, spare = 0, graceSeconds, progress }: MeshOptions): Promise<Meshes> {
     const perNode = Math.ceil((tasks + spare) / this.lab.nodes.length);
     const rest = { replicas: tasks, perNode, ...(graceSeconds !== undefined && { graceSeconds }) };
@@ -189,9 +189,11 @@ export class Cluster {
     const dockers = dockersMesh ? mesh("Docker's mesh", 'overlay', 8090) : undefined;
     const all = dockers === undefined ? [causeway] : [causeway, dockers];
     progress('deploying');
-    for (const { driver, service } of all) {
-      await this.network(service.network, driver);
-      await this.service(service);
+    // One after the other: a slow machine has enough to do with the tasks of one.
+    for (const one of all) {
+      await this.network(one.service.network, one.driver);
+      await this.service(one.service);
+      await this.allServe([one]);
     }
     return { causeway, dockers, all };
   }

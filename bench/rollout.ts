@@ -49,8 +49,8 @@ interface Round {
   brief: Count;
   long: Count;
   flows: Flow[];
-  /** Each failure, for a person to look into. */
-  errors: string[];
+  /** Each failure and long silence, for a person to look into. */
+  troubles: string[];
 }
 
 export async function measureRollouts(o: RolloutOptions): Promise<Finding[]> {
@@ -70,9 +70,9 @@ export async function measureRollouts(o: RolloutOptions): Promise<Finding[]> {
     );
     for (const {
       mesh: { name },
-      errors,
+      troubles,
     } of round)
-      for (const error of errors) progress(`${name}: ${error}`);
+      for (const trouble of troubles) progress(`${name}: ${trouble}`);
     progress(`update ${at + 1} of ${rounds}, ${order}, ${seconds.toFixed(0)} s: ${told.join('; ')}`);
     done.push(...round);
   }
@@ -128,12 +128,20 @@ async function update(
         stop(slow),
         ...running.map((each) => each.stop()),
       ]);
-      const errors = [...briefs, ...longs].flatMap(({ at, connected, task, error }) =>
+      const failures = [...briefs, ...longs].flatMap(({ at, connected, task, error }) =>
         error === undefined
           ? []
           : `begun ${at - start} ms after the update, connected after ${connected ?? '–'} ms to ${task ?? 'nobody'}: ${error}`,
       );
-      return { order, mesh, brief: count(briefs), long: count(longs), flows: flows.flat(), errors };
+      const silences = flows
+        .flat()
+        .flatMap(({ port, answers, silentMs, silentAt, tasks }) =>
+          silentMs <= silentGoalMs
+            ? []
+            : `UDP from port ${port}, ${answers} answers of ${tasks} tasks: silent for ${silentMs} ms from ${silentAt - start} ms after the update on`,
+        );
+      const troubles = [...failures, ...silences];
+      return { order, mesh, brief: count(briefs), long: count(longs), flows: flows.flat(), troubles };
     }),
   );
 }

@@ -58,24 +58,8 @@ export interface Pace {
 /** Asks on schedule from now on, whatever becomes of the requests before. Resolves with the first outcome. */
 export async function startLoad(from: Pick<Host, 'start'>, url: string, pace: Pace): Promise<Load> {
   const words = [url, String(pace.intervalMs), String(pace.timeoutMs)];
-  const running = from.start([process.execPath, program, ...words]);
-  const outcomes: Outcome[] = [];
-  const lines = createInterface({ input: running.stdout });
-  const first = Promise.withResolvers<undefined>();
-  lines.on('line', (line) => {
-    outcomes.push(JSON.parse(line) as Outcome);
-    first.resolve(undefined);
-  });
-  const closed = new Promise((done) => lines.once('close', done));
-  void running.then(() => first.reject(new Error(`The load on ${url} ended before its first answer.`)));
-  await first.promise;
-  return {
-    stop: async () => {
-      running.kill('SIGTERM');
-      await Promise.all([running, closed]);
-      return outcomes;
-    },
-  };
+  const { stop } = await startProgram(from, [program, ...words], `The load on ${url}`);
+  return { stop: async () => (await stop()).map((line) => JSON.parse(line) as Outcome) };
 }
 
 /** What became of a flow of UDP from one port. */
@@ -103,24 +87,36 @@ export async function startFlows(
   { to, localPorts, intervalMs }: FlowsOptions,
 ): Promise<{ stop: () => Promise<Flow[]> }> {
   const words = [to.host, ...[to.port, intervalMs, ...localPorts].map(String)];
-  const running = from.start([process.execPath, flowsProgram, ...words]);
-  const ready = Promise.withResolvers<undefined>();
-  const flows: Flow[] = [];
+  const { stop } = await startProgram(from, [flowsProgram, ...words], `The flows to ${to.host}`);
+  // The first line says that each was answered.
+  return { stop: async () => (await stop()).slice(1).map((line) => JSON.parse(line) as Flow) };
+}
+
+/** Starts a program of ours, that goes on until SIGTERM. Resolves with its first line. */
+async function startProgram(
+  from: Pick<Host, 'start'>,
+  words: readonly string[],
+  what: string,
+): Promise<{
+  /** Ends it, and resolves with all its lines. */
+  stop: () => Promise<string[]>;
+}> {
+  const running = from.start([process.execPath, ...words]);
+  const printed: string[] = [];
   const lines = createInterface({ input: running.stdout });
+  const first = Promise.withResolvers<undefined>();
   lines.on('line', (line) => {
-    if (line === 'ready') ready.resolve(undefined);
-    else flows.push(JSON.parse(line) as Flow);
+    printed.push(line);
+    first.resolve(undefined);
   });
   const closed = new Promise((done) => lines.once('close', done));
-  void running.then(() =>
-    ready.reject(new Error(`The flows to ${to.host} ended before their first answers.`)),
-  );
-  await ready.promise;
+  void running.then(() => first.reject(new Error(`${what} ended before the first answer.`)));
+  await first.promise;
   return {
     stop: async () => {
       running.kill('SIGTERM');
       await Promise.all([running, closed]);
-      return flows;
+      return printed;
     },
   };
 }
