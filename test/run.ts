@@ -9,6 +9,7 @@ import { buildPlugin } from '../rootfs/build.ts';
 import type { Count } from './reporter.ts';
 import { prepareDockerDisk } from './lab/vm/docker.ts';
 import { prepareConsul } from './lab/consul.ts';
+import type { Disk } from './lab/vm/qemu.ts';
 import { Vm } from './lab/vm.ts';
 
 interface Stage {
@@ -86,13 +87,27 @@ const vmTimeoutMs = 40 * 60_000;
 /** Room for a Docker Engine, the plugin and six tasks. */
 const vmMemoryMiB = 6144;
 
-/** @param suites each the arguments of one mocha; all run in one machine, one after the other */
-async function mochaInVm(...suites: string[][]): Promise<Count> {
+/** What one virtual machine runs. */
+interface Guest {
+  name: string;
+  /** Each the arguments of one mocha; one after the other. */
+  suites: string[][];
+}
+
+/** Runs the guests side by side: each has one processor, and keeps one of the host's busy. */
+async function mochaInVms(...guests: Guest[]): Promise<Count> {
   const progress = (line: string): void => console.log(`  ${line}`);
   // Inside there is no network to fetch it from.
   await prepareConsul({ progress });
   const disk = await prepareDockerDisk({ progress });
-  await using vm = await Vm.boot({ name: 'test', memoryMiB: vmMemoryMiB, disks: [disk], progress });
+  const counts = await Promise.all(guests.map((guest) => mochaInVm(guest, disk)));
+  return counts.reduce(add, none);
+}
+
+async function mochaInVm({ name, suites }: Guest, disk: Disk): Promise<Count> {
+  const say = byLine((line) => console.log(`${name} │ ${line}`));
+  const progress = (line: string): void => say(`  ${line}\n`);
+  await using vm = await Vm.boot({ name, memoryMiB: vmMemoryMiB, disks: [disk], progress });
   let sum = none;
   for (const [index, suite] of suites.entries()) {
     const file = `/tmp/count-${index}.json`;
@@ -104,12 +119,22 @@ async function mochaInVm(...suites: string[][]): Promise<Count> {
         CAUSEWAY_TEST_SLOWNESS: String(vmSlowness),
       },
       timeoutMs: vmTimeoutMs,
-      onStdout: (text) => process.stdout.write(text),
-      onStderr: (text) => process.stderr.write(text),
+      onStdout: say,
+      onStderr: say,
     });
     sum = add(sum, parseCount((await vm.run(['cat', file])).stdout, exitCode));
   }
   return sum;
+}
+
+/** @returns what takes text as it comes, and passes it on line by line */
+function byLine(print: (line: string) => void): Print {
+  let rest = '';
+  return (text) => {
+    const lines = (rest + text).split('\n');
+    rest = lines.pop() ?? '';
+    for (const line of lines) print(line);
+  };
 }
 
 /** @param text what the reporter wrote; '' when mocha did not get that far, as with a file that cannot be loaded */
@@ -170,10 +195,15 @@ const stages: Stage[] = [
     root: true,
     // What of the Docker suite there is time for on an emulated processor.
     run: () =>
-      mochaInVm(
-        ['test/kernel/datapath.test.ts', 'test/kernel/policy.test.ts'],
-        ['--grep', '#main', 'test/kernel/cluster.test.ts'],
-        ['--grep', '#main', 'test/docker/single-node.test.ts'],
+      mochaInVms(
+        {
+          name: 'cluster',
+          suites: [['--grep', '#main', 'test/kernel/cluster.test.ts'], ['test/kernel/policy.test.ts']],
+        },
+        {
+          name: 'node',
+          suites: [['test/kernel/datapath.test.ts'], ['--grep', '#main', 'test/docker/single-node.test.ts']],
+        },
       ),
   },
 ];
