@@ -3,14 +3,13 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { isDeepStrictEqual } from 'node:util';
 import { batches } from './batches.ts';
-import { Changes } from './changes.ts';
 import { StoreError } from './errors.ts';
-import { SortedEntries } from './replica-entries.ts';
 import { ReplicaFile, type Writes } from './replica-file.ts';
 import { Journal } from './replica-journal.ts';
 import { Mirror } from './replica-mirror.ts';
-import { Overlays, parseOffer, renderOffer, type Offer } from './replica-overlays.ts';
+import { parseOffer, renderOffer, type Offer } from './replica-overlays.ts';
 import { planReplay, supersede, type Pending } from './replica-settle.ts';
+import { View } from './replica-view.ts';
 import {
   decodeValue,
   encode,
@@ -128,13 +127,8 @@ class ReplicaStore implements Replica {
   readonly #remote: Store;
   readonly #file: ReplicaFile;
   readonly #mirror: Mirror;
-  readonly #overlays = new Overlays();
   readonly #journal: Journal;
-  /** What is read: the mirror, over it what others offer, over that the journal. */
-  readonly #view = new SortedEntries();
-  readonly #changes = new Changes();
-  /** Counts changes of the view, and is never below a version in it. */
-  #index = 0;
+  readonly #view: View;
   /** The last version given here. */
   #version: number;
   /** There was a complete snapshot once. */
@@ -173,8 +167,8 @@ class ReplicaStore implements Replica {
     // Nobody has to wait for it; without somebody who does, a rejection would end the process.
     this.#ready.promise.catch(() => undefined);
     if (this.#known) this.#ready.resolve(undefined);
+    this.#view = new View(this.#mirror, this.#journal);
     for (const { node, payload } of offers) this.#recall(node, payload);
-    this.#show([...entries, ...journal].map(({ key }) => key));
     this.#following = this.#follow();
   }
 
@@ -202,10 +196,10 @@ class ReplicaStore implements Replica {
     this.#readable(signal);
     if (fresh) await this.#noticing(this.#look());
     if (after !== undefined) {
-      await this.#changes.past(after, prefix, this.#index, signal);
+      await this.#view.past(after, prefix, signal);
       this.#readable(signal);
     }
-    return { index: this.#index, entries: this.#view.under(prefix) };
+    return { index: this.#view.index, entries: this.#view.under(prefix) };
   }
 
   async commit(ops: readonly Op[], { signal, offline = false }: CommitOptions = {}): Promise<CommitResult> {
@@ -217,7 +211,7 @@ class ReplicaStore implements Replica {
     await this.#replayed(signal);
     for (let tries = 1; ; tries++) {
       const before = new Map(own.map(({ key }) => [key, this.#mirror.version(key)]));
-      const sent = own.map((op) => this.#asRemote(op, mayWait()));
+      const sent = own.map((op) => this.#view.asRemote(op, mayWait()));
       let result: CommitResult;
       try {
         result = await this.#noticing(this.#send(sent, signal, mayWait()));
@@ -278,7 +272,7 @@ class ReplicaStore implements Replica {
     const closed = new StoreError('closed', 'The replica of the shared store is closed.');
     this.#closing.abort(closed);
     this.#ready.reject(closed);
-    this.#changes.wakeAll();
+    this.#view.wakeAll();
     await this.#following;
     this.#file.close();
     await this.#remote.close();
@@ -300,56 +294,11 @@ class ReplicaStore implements Replica {
       );
   }
 
-  // ---- The view
-
-  /** Brings the view up to date for these keys, and wakes who waits for them. */
-  #show(keys: readonly string[]): void {
-    const changed: string[] = [];
-    for (const key of new Set(keys)) {
-      const now = this.#resolve(key);
-      const shown = this.#view.get(key);
-      if (now === shown) continue;
-      if (now) this.#view.put(now);
-      else this.#view.remove(key);
-      this.#index = Math.max(this.#index, now?.version ?? 0);
-      changed.push(key);
-    }
-    if (changed.length === 0) return;
-    this.#index++;
-    this.#changes.announce(changed, this.#index);
-  }
-
-  #resolve(key: string): Entry | undefined {
-    const own = this.#journal.get(key);
-    const claim = this.#overlays.claim(key);
-    if (own && own.at >= (claim?.at ?? 0)) return this.#journal.entry(key);
-    return claim ? claim.entry : this.#mirror.get(key);
-  }
-
-  /** After a change of the mirror: what others offered may be in it now. */
-  #showMirror(keys: readonly string[]): void {
-    this.#show([...keys, ...this.#overlays.prune(this.#mirror)]);
-  }
-
-  /**
-   * Others' entries and our own have versions that the remote does not know; what it has below them, it does.
-   * @param compared also what is written whatever was there: a request that nobody answered may be carried out much
-   *   later, and must not undo what was written here after it
-   */
-  #asRemote(op: Op, compared: boolean): Op {
-    if (op.version === undefined) return compared ? { ...op, version: this.#mirror.version(op.key) } : op;
-    const shown = this.#view.get(op.key);
-    const below = this.#mirror.get(op.key);
-    if (shown === below || op.version !== (shown?.version ?? 0)) return op;
-    return { ...op, version: below?.version ?? 0 };
-  }
-
   #absorb(node: string, offer: Offer): void {
-    const { keys, withdrawn } = this.#overlays.absorb(node, offer, () => ++this.#version);
-    this.#showMirror(keys);
+    const withdrawn = this.#view.absorb(node, offer, () => ++this.#version);
     if (withdrawn.length === 0) return;
     setTimeout(() => {
-      if (!this.#closing.signal.aborted) this.#show(this.#overlays.drop(withdrawn));
+      if (!this.#closing.signal.aborted) this.#view.drop(withdrawn);
     }, this.#options.lingerMs ?? 5_000).unref();
   }
 
@@ -442,7 +391,7 @@ class ReplicaStore implements Replica {
       this.#known = true;
       this.#ready.resolve(undefined);
     }
-    this.#showMirror(changes.map(([key]) => key));
+    this.#view.showMirror(changes.map(([key]) => key));
   }
 
   /** Brings the mirror to what the remote has now. */
@@ -466,7 +415,7 @@ class ReplicaStore implements Replica {
     if (this.#closing.signal.aborted) return;
     const { changes, open } = this.#mirror.commit(ops, index, before);
     this.#save({ entries: changes });
-    this.#showMirror(changes.map(([key]) => key));
+    this.#view.showMirror(changes.map(([key]) => key));
     // The commit is done, whatever becomes of the look: the watch will bring what it would have.
     if (open) await this.#noticing(this.#look()).catch(() => undefined);
   }
@@ -545,14 +494,14 @@ class ReplicaStore implements Replica {
         supersede(this.#journal.get(key), { key, base: this.#mirror.version(key), value, version, at }),
       ];
     });
-    if (pending.length === 0) return { ok: true, index: this.#index };
+    if (pending.length === 0) return { ok: true, index: this.#view.index };
     this.#file.write(
       { journal: pending.map((each) => [each.key, each]), counters: { version } },
       { durable: true },
     );
     this.#version = version;
     for (const each of pending) this.#journal.set(each);
-    this.#show(pending.map(({ key }) => key));
+    this.#view.show(pending.map(({ key }) => key));
     this.#options.onState?.(this.state);
     return { ok: true, index: version };
   }
@@ -600,7 +549,7 @@ class ReplicaStore implements Replica {
     const { done, lost, writes } = planReplay(
       this.#journal.all(),
       (key) => this.#mirror.get(key),
-      (key) => this.#overlays.claim(key)?.at,
+      (key) => this.#view.overruledAt(key),
     );
     this.#dropPending([...done, ...lost.map(({ pending }) => pending)]);
     for (const { pending, theirs } of lost)
@@ -633,7 +582,7 @@ class ReplicaStore implements Replica {
       else this.#journal.remove(key);
     this.#advance.resolve(undefined);
     this.#advance = Promise.withResolvers();
-    this.#showMirror(journal.map(([key]) => key));
+    this.#view.showMirror(journal.map(([key]) => key));
     this.#options.onState?.(this.state);
   }
 }
