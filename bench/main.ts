@@ -253,7 +253,7 @@ async function main(): Promise<void> {
       command: [
         'npm run bench --',
         part,
-        ...process.argv.slice(2).filter((word) => word.startsWith('--')),
+        ...process.argv.slice(2).filter((word) => !positionals.includes(word)),
       ].join(' '),
       date,
       commit,
