@@ -32,7 +32,7 @@ const usage = `usage: npm run bench -- [PART...] [--quick] [--rounds N] [--secon
   ports       what 2,000 published ports and a range of 1,000 cost
   rollout     requests that fail while a service of six tasks is updated, twenty times
               (without a PART: all of them)
-  failover-ipvs, rollout-ipvs
+  ports-ipvs, failover-ipvs, rollout-ipvs
               the same with engine ipvs, and of Docker's own mesh beside it, in the virtual machine
   soak        half an hour: leaders, the leading manager lost ten times under churn; outage, ten minutes without Consul
 
@@ -101,11 +101,7 @@ const measure: Record<Part, (settings: Settings, progress: Progress) => Promise<
     return { kernel: release(), findings };
   },
 
-  async ipvs({ rounds, seconds, signal }, progress) {
-    const disk = await prepareDockerDisk({ progress, signal });
-    const guest = join(import.meta.dirname, 'guest.ts');
-    return inGuest([disk], [guest, disk.at, String(rounds), String(seconds)], { progress, signal });
-  },
+  ipvs: (settings, progress) => inGuest('ipvs', settings, progress, { nodes: 1 }),
 
   async names(settings, progress) {
     const findings = await inLab(settings.signal, progress, (lab) =>
@@ -141,8 +137,11 @@ const measure: Record<Part, (settings: Settings, progress: Progress) => Promise<
       }),
     ),
 
-  'failover-ipvs': (settings, progress) => inGuestCluster('failover', settings, progress),
-  'rollout-ipvs': (settings, progress) => inGuestCluster('rollout', settings, progress),
+  'ports-ipvs': (settings, progress) => inGuest('ports-ipvs', settings, progress),
+
+  // An emulated processor has no time for more nodes: Swarm would take them for lost while it starts their tasks.
+  'failover-ipvs': (settings, progress) => inGuest('failover-ipvs', settings, progress, { nodes: 2 }),
+  'rollout-ipvs': (settings, progress) => inGuest('rollout-ipvs', settings, progress, { nodes: 1 }),
 
   leaders: ({ rounds, signal }, progress) =>
     inCluster('soak-leaders', signal, progress, (o) => soakLeaders(o, { losses: rounds })),
@@ -151,14 +150,19 @@ const measure: Record<Part, (settings: Settings, progress: Progress) => Promise<
     inCluster('soak-outage', signal, progress, (o) => soakOutage(o, { seconds })),
 };
 
-/** Runs a program of ours in the virtual machine, which prints what it measured. */
+/** Measures a part in the virtual machine: see guest.ts. */
 async function inGuest(
-  disks: Disk[],
-  program: readonly string[],
-  { progress, signal }: { progress: Progress; signal: AbortSignal },
+  part: Part,
+  { rounds, seconds, signal }: Settings,
+  progress: Progress,
+  { nodes = 0 } = {},
 ): Promise<Measured> {
+  const disk = await prepareDockerDisk({ progress, signal });
+  // What is written goes to a copy of each disk's own, so one file does for all nodes.
+  const disks = Array.from({ length: nodes }, (_, at): Disk => ({ ...disk, at: `${disk.at}-${at}` }));
+  const program = [join(import.meta.dirname, 'guest.ts'), part, String(rounds), String(seconds)];
   await using vm = await Vm.boot({ name: labName, memoryMiB: guestMemoryMiB, disks, progress, signal });
-  const { exitCode, stdout } = await vm.run(['node', ...program], {
+  const { exitCode, stdout } = await vm.run(['node', ...program, ...disks.map(({ at }) => at)], {
     timeoutMs: guestTimeoutMs,
     env: { CAUSEWAY_TEST_SLOWNESS: guestSlowness },
     onStderr: (text) => {
@@ -168,22 +172,6 @@ async function inGuest(
   });
   if (exitCode !== 0) throw new Error('It failed in the virtual machine; why is told above.');
   return JSON.parse(stdout) as Measured;
-}
-
-/** What is done to a cluster, in the virtual machine. */
-async function inGuestCluster(
-  part: 'failover' | 'rollout',
-  { rounds, signal }: Settings,
-  progress: Progress,
-): Promise<Measured> {
-  const disk = await prepareDockerDisk({ progress, signal });
-  // An emulated processor has no time for more: Swarm would take nodes for lost while it starts their tasks.
-  const nodes = part === 'failover' ? [1, 2] : [1];
-  // What is written goes to a copy of each disk's own, so one file does for all nodes.
-  const disks = nodes.map((node) => ({ ...disk, at: `${disk.at}-${node}` }));
-  const guest = join(import.meta.dirname, 'cluster-guest.ts');
-  const program = [guest, part, String(rounds), ...disks.map(({ at }) => at)];
-  return inGuest(disks, program, { progress, signal });
 }
 
 /** Runs `work` with three nodes, Consul on each. */
@@ -205,7 +193,7 @@ async function inCluster(
 /** What `soak` names. */
 const soak: readonly Part[] = ['leaders', 'outage'];
 /** Too long to be meant by a command that names no part. */
-const onlyByName: readonly Part[] = ['failover-ipvs', 'rollout-ipvs', ...soak];
+const onlyByName: readonly Part[] = ['ports-ipvs', 'failover-ipvs', 'rollout-ipvs', ...soak];
 
 /** Where they differ: a round of failover takes a minute, and what is lost is lost as often and as long as promised. */
 const defaultRounds: Partial<Record<Part, number>> = {
