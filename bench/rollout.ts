@@ -135,10 +135,10 @@ async function update(
       );
       const silences = flows
         .flat()
-        .flatMap(({ port, answers, silentMs, silentAt, tasks }) =>
+        .flatMap(({ port, answers, silentMs, silentAt, moved, tasks }) =>
           silentMs <= silentGoalMs
             ? []
-            : `UDP from port ${port}, ${answers} answers of ${tasks} tasks: silent for ${silentMs} ms from ${silentAt - start} ms after the update on`,
+            : `UDP from port ${port}, ${answers} answers of ${tasks} tasks: silent for ${silentMs} ms from ${silentAt - start} ms after the update on, then ${moved ? 'another' : 'the same'} task`,
         );
       const troubles = [...failures, ...silences];
       return { order, mesh, brief: count(briefs), long: count(longs), flows: flows.flat(), troubles };

@@ -70,6 +70,8 @@ export interface Flow {
   /** The longest time from one answer to the next, in milliseconds, and when it began, of Unix time. */
   silentMs: number;
   silentAt: number;
+  /** Another task answered after it than before. */
+  moved: boolean;
   /** How many answered. */
   tasks: number;
 }

@@ -3,8 +3,8 @@
 //
 // usage: node test/lab/flows-program.ts HOST PORT INTERVAL-MS LOCAL-PORT…
 //   Prints `ready` when each flow was answered, goes on until SIGTERM, and then prints one line of JSON for each:
-//   {port, answers, silentMs, silentAt, tasks}: the longest time between two answers in milliseconds, when it began in
-//   milliseconds of Unix time, and how many tasks answered.
+//   {port, answers, silentMs, silentAt, moved, tasks}: the longest time between two answers in milliseconds, when it began
+//   in milliseconds of Unix time, whether another task answered after it than before, and how many did at all.
 import { createSocket } from 'node:dgram';
 import { setTimeout as sleep } from 'node:timers/promises';
 
@@ -20,22 +20,29 @@ interface Flow {
   answers: number;
   silentMs: number;
   silentAt: number;
+  moved: boolean;
   tasks: Set<string>;
   end: () => Promise<void>;
 }
 
 const flows: Flow[] = localPorts.map((text) => {
   const socket = createSocket('udp4');
-  const flow: Flow = { port: Number(text), answers: 0, silentMs: 0, silentAt: 0, tasks: new Set(), end };
-  let last: number | undefined;
-  const hear = (now: number): void => {
-    if (last !== undefined && now - last > flow.silentMs) [flow.silentMs, flow.silentAt] = [now - last, last];
-    last = now;
+  const flow: Flow = {
+    ...{ port: Number(text), answers: 0, silentMs: 0, silentAt: 0, moved: false },
+    ...{ tasks: new Set(), end },
+  };
+  let last: { at: number; task: string } | undefined;
+  /** @param task '' for nobody */
+  const hear = (at: number, task: string): void => {
+    if (last !== undefined && at - last.at > flow.silentMs)
+      Object.assign(flow, { silentMs: at - last.at, silentAt: last.at, moved: task !== last.task });
+    last = { at, task };
   };
   socket.on('message', (message) => {
-    hear(Date.now());
+    const { task } = JSON.parse(message.toString()) as { task: string };
+    hear(Date.now(), task);
     flow.answers += 1;
-    flow.tasks.add((JSON.parse(message.toString()) as { task: string }).task);
+    flow.tasks.add(task);
     if (flow.answers === 1 && flows.every(({ answers }) => answers > 0)) console.log('ready');
   });
   // A refusal is told by silence.
@@ -46,10 +53,9 @@ const flows: Flow[] = localPorts.map((text) => {
     clearInterval(timer);
     await sleep(lastAnswersMs);
     // One that is not answered any more is silent until now.
-    hear(Date.now() - lastAnswersMs);
+    hear(Date.now() - lastAnswersMs, '');
     socket.close();
-    const { answers, silentMs, silentAt, tasks } = flow;
-    console.log(JSON.stringify({ port: flow.port, answers, silentMs, silentAt, tasks: tasks.size }));
+    console.log(JSON.stringify({ ...flow, tasks: flow.tasks.size }));
   }
   return flow;
 });
