@@ -8,7 +8,7 @@ import type { Op, Store } from '../store/store.ts';
 import type { Records } from '../store/records.ts';
 import { DockerError, type Docker, type Network, type Node, type Service, type Task } from './docker.ts';
 import { Hints } from './hints.ts';
-import { isUnderWay, nextDrained, renderServices } from './services.ts';
+import { nextDrained, renderServices, whatIsUnderWay } from './services.ts';
 
 /** The part of pino that is used here. */
 export interface Log {
@@ -68,6 +68,18 @@ const maxRest = 5_000;
  */
 const watchfulPause = 200;
 
+/** While tasks only begin, looks have one part in so many of the time: one may begin again and again for ever. */
+const startShare = 10;
+
+/**
+ * @param took the last look, in milliseconds
+ * @returns how long it may be until the next one, in milliseconds
+ */
+export function patience(underWay: Next['underWay'], took: number): number {
+  if (underWay === undefined) return Infinity;
+  return underWay === 'update' ? watchfulPause : Math.max(watchfulPause, (startShare - 1) * took);
+}
+
 const hintTypes = ['service', 'container', 'network', 'node'] as const;
 // `exec_*` comes with every health check and tells nothing about where a task is.
 const noise = /^(exec_|top$|attach$|resize$)/;
@@ -78,11 +90,11 @@ export async function runPublisher(options: PublisherOptions, signal: AbortSigna
   const listening = Promise.all([listen(options, hints, signal), follow(options, hints, signal)]);
   let step = 0;
   let silent = false;
-  let due = Infinity;
+  let next = nothing;
   while (!signal.aborted) {
     const began = performance.now();
     try {
-      due = await look(options, signal);
+      next = await look(options, signal);
       if (silent) options.log.info({}, 'Docker answers again: services are up to date');
       silent = false;
     } catch (error) {
@@ -90,14 +102,15 @@ export async function runPublisher(options: PublisherOptions, signal: AbortSigna
         options.log.warn({ error }, 'Docker does not tell its services: balancing goes on with those known');
       silent = true;
       step = pauses.length - 2;
-      // What was about to change goes on changing.
-      if (Number.isFinite(due)) due = options.now() + watchfulPause;
+      // What was due is due again. What was under way goes on.
+      if (Number.isFinite(next.due)) next = { ...next, due: options.now() + watchfulPause };
     }
     // Whatever the hints: of a large Swarm the lists are many megabytes, and Docker has other work than to make them.
     const took = performance.now() - began;
     await sleep(Math.min(took, maxRest), undefined, { signal }).catch(() => undefined);
     const pause = pauses[Math.min((step += 1), pauses.length - 1)] ?? 5000;
-    const hinted = await hints.wait(Math.min(pause, Math.max(0, due - options.now())), signal);
+    const untilDue = Math.max(0, next.due - options.now());
+    const hinted = await hints.wait(Math.min(pause, untilDue, patience(next.underWay, took)), signal);
     if (hinted) step = 0;
   }
   await listening;
@@ -124,16 +137,24 @@ async function follow({ records }: PublisherOptions, hints: Hints, signal: Abort
   for await (const _ of records.endpoints.watch({ signal })) hints.give();
 }
 
-/** @returns when to look again at the latest, in milliseconds of Unix time; Infinity when nothing is due */
-async function look(options: PublisherOptions, signal: AbortSignal): Promise<number> {
+/** What the next look is for. */
+interface Next {
+  /** When it has to be at the latest, in milliseconds of Unix time; Infinity when nothing is due. */
+  due: number;
+  underWay: ReturnType<typeof whatIsUnderWay>;
+}
+
+const nothing: Next = { due: Infinity, underWay: undefined };
+
+async function look(options: PublisherOptions, signal: AbortSignal): Promise<Next> {
   const observation = await observe(options.docker, signal);
   const fence = await options.elect(observation.swarm, signal);
-  const due =
+  const next =
     fence === undefined || observation.swarm === undefined
-      ? Infinity
+      ? nothing
       : await publish(options, observation.swarm, fence);
   options.observed(observation, fence !== undefined);
-  return due;
+  return next;
 }
 
 async function observe(docker: Docker, signal: AbortSignal): Promise<Observation> {
@@ -158,12 +179,12 @@ async function observe(docker: Docker, signal: AbortSignal): Promise<Observation
   }
 }
 
-/** Writes what changed, and only that. @returns as {@link look} */
+/** Writes what changed, and only that. */
 async function publish(
   { store, records, log, now }: PublisherOptions,
   swarm: Swarm,
   fence: readonly Op[],
-): Promise<number> {
+): Promise<Next> {
   const [networks, endpoints, services] = await Promise.all([
     records.networks.list(),
     records.endpoints.list(),
@@ -191,11 +212,10 @@ async function publish(
   for (const commit of batches(ops, fence)) {
     // Services have one owner, so a manager that Swarm elected may write while the store is away.
     const { ok } = await store.commit(commit, { offline: true });
-    if (!ok) return Infinity;
+    if (!ok) return nothing;
   }
   if (ops.length > 0) log.debug({ changes: ops.length }, 'published what Swarm says');
-  const watchful = isUnderWay(swarm.services, swarm.tasks) ? now() + watchfulPause : Infinity;
-  return Math.min(watchful, nextDrained(wanted));
+  return { due: nextDrained(wanted), underWay: whatIsUnderWay(swarm.services, swarm.tasks) };
 }
 
 /**

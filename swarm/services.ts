@@ -139,14 +139,16 @@ export function nextDrained(services: readonly ServiceRecord[]): number {
 }
 
 /**
- * Whether tasks are about to begin or to end at a moment that no event tells: when a check of their health succeeds, or
- * the next ones in an update have their turn.
+ * What is about to happen at a moment that no event tells: tasks end, as the next ones in an update have their turn, or
+ * begin, as a check of their health succeeds.
  */
-export function isUnderWay(services: readonly Service[], tasks: readonly Task[]): boolean {
-  return (
-    services.some(({ UpdateStatus }) => /^(updating|rollback_started)$/.test(UpdateStatus?.State ?? '')) ||
-    tasks.some(({ Status }) => Status.State === 'starting')
-  );
+export function whatIsUnderWay(
+  services: readonly Service[],
+  tasks: readonly Task[],
+): 'update' | 'start' | undefined {
+  if (services.some(({ UpdateStatus }) => /^(updating|rollback_started)$/.test(UpdateStatus?.State ?? '')))
+    return 'update';
+  return tasks.some(({ Status }) => Status.State === 'starting') ? 'start' : undefined;
 }
 
 /** Docker writes addresses with the prefix of their network. */

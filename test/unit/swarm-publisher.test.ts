@@ -9,7 +9,13 @@ import { openEmbedded } from '../../store/embedded.ts';
 import { openRecords, type Records } from '../../store/records.ts';
 import type { Op, Store } from '../../store/store.ts';
 import { connectDocker, type Docker, type Service } from '../../swarm/docker.ts';
-import { describeNetworks, runPublisher, type Observation, type Swarm } from '../../swarm/publisher.ts';
+import {
+  describeNetworks,
+  patience,
+  runPublisher,
+  type Observation,
+  type Swarm,
+} from '../../swarm/publisher.ts';
 import { FakeDockerApi } from '../fake/docker-api.ts';
 import { captureLog, type LogLine } from '../fake/log.ts';
 
@@ -127,6 +133,13 @@ describe('the publisher', () => {
     await sleep(50);
     api.services = [service('web')];
     await until(async () => (await ids()).length === 1, 1500);
+  });
+
+  it('is patient when nothing is under way, not in an update, and where looks take long, while tasks begin', () => {
+    assert.equal(patience(undefined, 10), Infinity);
+    for (const took of [10, 1_000]) assert.equal(patience('update', took), 200);
+    assert.equal(patience('start', 10), 200);
+    assert.equal(patience('start', 1_000), 9_000);
   });
 
   it('looks several times a second while an update goes on', async () => {

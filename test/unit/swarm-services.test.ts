@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import type { ServiceRecord } from '../../store/records.ts';
 import type { Service, Task } from '../../swarm/docker.ts';
-import { isUnderWay, nextDrained, renderServices, type Known } from '../../swarm/services.ts';
+import { nextDrained, renderServices, whatIsUnderWay, type Known } from '../../swarm/services.ts';
 
 function service(rest: Partial<NonNullable<Service['Endpoint']>> = {}, networks = ['ours']): Service {
   return {
@@ -174,18 +174,20 @@ describe('renderServices', () => {
   });
 });
 
-describe('isUnderWay', () => {
+describe('whatIsUnderWay', () => {
   const during = (State: string) => [{ ...service(), UpdateStatus: { State } }];
   const being = (State: string) => [{ ...task('a', '10.64.0.3'), Status: { State } }];
 
   it('is so while Swarm updates a service or rolls it back, and while a task begins', () => {
-    for (const state of ['updating', 'rollback_started']) assert.ok(isUnderWay(during(state), []), state);
-    assert.ok(isUnderWay([service()], being('starting')));
+    for (const state of ['updating', 'rollback_started'])
+      assert.equal(whatIsUnderWay(during(state), being('starting')), 'update', state);
+    assert.equal(whatIsUnderWay([service()], being('starting')), 'start');
   });
 
   it('is not for what may last for ever', () => {
     for (const state of ['completed', 'paused', 'rollback_completed', 'rollback_paused'])
-      assert.ok(!isUnderWay(during(state), []), state);
-    for (const state of ['running', 'pending']) assert.ok(!isUnderWay([service()], being(state)), state);
+      assert.equal(whatIsUnderWay(during(state), []), undefined, state);
+    for (const state of ['running', 'pending'])
+      assert.equal(whatIsUnderWay([service()], being(state)), undefined, state);
   });
 });
