@@ -6,7 +6,7 @@ import { deleteLink, observeLinks } from '../net/links.ts';
 import { peerName, vethName } from '../net/names.ts';
 import type { Runner } from '../net/run.ts';
 import { batches } from '../store/batches.ts';
-import { endpointKey, presenceKey, type EndpointRecord, type Records } from '../store/records.ts';
+import { endpointKey, presenceKey, unjoined, type EndpointRecord, type Records } from '../store/records.ts';
 import type { Op, Store } from '../store/store.ts';
 import type { Network } from '../swarm/docker.ts';
 import type { Observation, Swarm } from '../swarm/publisher.ts';
@@ -14,6 +14,13 @@ import type { Log } from './log.ts';
 
 /** Names of IPAM drivers that are not ours for certain. */
 const dockersOwnIpam = ['default', 'null', ''];
+
+/**
+ * In grace times. Docker takes a link into its sandbox while it starts the container, which on a node with too much to do
+ * takes minutes; and it makes a network on a node before it fetches the image of the first task there.
+ */
+const startGraces = 10;
+const prepareGraces = 60;
 
 export interface CollectorOptions {
   store: Store;
@@ -63,15 +70,9 @@ export class Collector {
     const { records, log } = this.#options;
     for (const { endpoint, linked } of await this.#orphans()) {
       if (linked || endpoint.sandbox === undefined) continue;
-      await records.endpoints.update(
-        endpointKey(endpoint),
-        (record) => {
-          if (record === undefined) return undefined;
-          const { sandbox: _, ports: __, ...rest } = record;
-          return rest;
-        },
-        { offline: true },
-      );
+      await records.endpoints.update(endpointKey(endpoint), (record) => record && unjoined(record), {
+        offline: true,
+      });
       log.info({ endpoint: endpoint.id, address: endpoint.address }, 'an endpoint lost its sandbox');
     }
   }
@@ -92,20 +93,20 @@ export class Collector {
       .filter(({ endpoint, linked }) => !linked || links.has(peerName(endpoint.id)));
   }
 
-  /** @returns whether it has been unheld for longer than the grace time */
-  #isOverdue(key: string, seen: Set<string>): boolean {
+  /** @returns whether it has been unheld for longer than so many grace times */
+  #isOverdue(key: string, seen: Set<string>, graces = 1): boolean {
     const { now, grace } = this.#options;
     seen.add(key);
     const since = this.#since.get(key) ?? now();
     this.#since.set(key, since);
-    return now() - since > grace;
+    return now() - since > graces * grace;
   }
 
   /** Sandboxes that ended without Leave (a daemon that was killed) take their link with them. */
   async #endpoints(seen: Set<string>): Promise<void> {
     const { records, run, log } = this.#options;
     for (const { endpoint, linked } of await this.#orphans()) {
-      if (!this.#isOverdue(`endpoint ${endpoint.id}`, seen)) continue;
+      if (!this.#isOverdue(`endpoint ${endpoint.id}`, seen, linked ? startGraces : 1)) continue;
       if (linked) await deleteLink(run, vethName(endpoint.id));
       await records.endpoints.delete(endpointKey(endpoint), { offline: true });
       log.info(
@@ -118,7 +119,12 @@ export class Collector {
   /** Docker has a network on a node only while something is attached there; after a crash it forgets to say so. */
   async #presence(seen: Set<string>): Promise<void> {
     const { records, ipam, node, log } = this.#options;
-    const [presence, endpoints] = await Promise.all([records.presence.list(), records.endpoints.list()]);
+    const [presence, endpoints, networks] = await Promise.all([
+      records.presence.list(),
+      records.endpoints.list(),
+      records.networks.list(),
+    ]);
+    const allocated = new Set(networks.rows.flatMap(({ id, value }) => (value.allocated ? id : [])));
     // Without a sandbox an endpoint uses nothing: otherwise it and its network would be waited for one after the other.
     const used = new Set(
       endpoints.rows
@@ -127,7 +133,8 @@ export class Collector {
     );
     for (const { value } of presence.rows) {
       if (value.node !== node || used.has(value.network)) continue;
-      if (!this.#isOverdue(`presence ${value.network}`, seen)) continue;
+      const graces = allocated.has(value.network) ? prepareGraces : 1;
+      if (!this.#isOverdue(`presence ${value.network}`, seen, graces)) continue;
       await records.presence.delete(presenceKey(value), { offline: true });
       await ipam.unbindPool({ space: 'local', network: value.network });
       log.info({ network: value.network }, 'let go of a network that Docker does not have here any more');

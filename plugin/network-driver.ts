@@ -10,6 +10,7 @@ import type { Ipam } from '../ipam/ipam.ts';
 import {
   endpointKey,
   presenceKey,
+  unjoined,
   type EndpointRecord,
   type HostPort,
   type NetworkRecord,
@@ -245,15 +246,7 @@ export class NetworkDriver {
   async leave({ NetworkID, EndpointID }: Request<typeof protocol.EndpointOnly>): Promise<void> {
     const { records, reconciler } = this.#options;
     const key = endpointKey({ network: NetworkID, id: EndpointID });
-    await records.endpoints.update(
-      key,
-      (record) => {
-        if (record === undefined) return undefined;
-        const { sandbox: _, ports: __, access: ___, healthy: ____, ...rest } = record;
-        return rest;
-      },
-      own,
-    );
+    await records.endpoints.update(key, (record) => record && unjoined(record), own);
     await reconciler.pass();
   }
 

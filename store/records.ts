@@ -157,6 +157,17 @@ export const EndpointRecord = z.object({
 });
 export type EndpointRecord = z.infer<typeof EndpointRecord>;
 
+/** The endpoint as it is when no sandbox has joined it. */
+export function unjoined({
+  sandbox: _,
+  ports: __,
+  access: ___,
+  healthy: ____,
+  ...endpoint
+}: EndpointRecord): EndpointRecord {
+  return endpoint;
+}
+
 /** `names/NETWORK/ENDPOINT`: what a running container is called on a network; written by its own node. */
 export const NameRecord = z.object({
   v: z.literal(1),

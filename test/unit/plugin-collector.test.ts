@@ -6,7 +6,7 @@ import { createVeth } from '../../net/links.ts';
 import { peerName, vethName } from '../../net/names.ts';
 import { Collector } from '../../plugin/collector.ts';
 import { openEmbedded } from '../../store/embedded.ts';
-import { endpointKey, openRecords, type Records } from '../../store/records.ts';
+import { endpointKey, openRecords, type EndpointRecord, type Records } from '../../store/records.ts';
 import type { Store } from '../../store/store.ts';
 import type { Observation, Swarm } from '../../swarm/publisher.ts';
 import { FakeKernel } from '../fake/kernel.ts';
@@ -66,7 +66,10 @@ describe('the collector', () => {
   afterEach(() => store.close());
 
   async function endpoint(id: string, address: string, on = node): Promise<void> {
-    const record = { v: 1 as const, id, network: 'front', node: on, address, mac: '', sandbox: 'sandbox' };
+    const record: EndpointRecord = {
+      ...{ v: 1, id, network: 'front', node: on, address, mac: '', sandbox: 'sandbox', healthy: true },
+      ...{ ports: [{ protocol: 'tcp', port: 8080, targetPort: 80 }], access: { by: 'nobody' } },
+    };
     await records.endpoints.put(endpointKey(record), record);
     if (on !== node) return;
     await createVeth(kernel.run, kernel.sysctl, { endpointId: id, mac: '02:42:0a:4d:00:05', mtu: 1450 });
@@ -110,7 +113,8 @@ describe('the collector', () => {
     await createVeth(kernel.run, kernel.sysctl, { endpointId: 'half', mac: '02:42:0a:4d:00:05', mtu: 1450 });
     await claim('local', half.address);
     await look(0);
-    await look(grace);
+    // A node with too much to do may take minutes to start a container.
+    await look(10 * grace);
     assert.deepEqual(await endpoints(), ['alive', 'half']);
     await look(1);
     assert.deepEqual(await endpoints(), ['alive']);
@@ -127,6 +131,8 @@ describe('the collector', () => {
     await collector.unjoin();
     const joined = (await records.endpoints.list()).rows.filter(({ value }) => value.sandbox !== undefined);
     assert.deepEqual(joined.map(({ value }) => value.id).sort(), ['alive', 'far']);
+    const { ports, access, healthy } = (await records.endpoints.get('front/dead'))?.value ?? {};
+    assert.deepEqual({ ports, access, healthy }, { ports: undefined, access: undefined, healthy: undefined });
   });
 
   it('frees nothing on one look, however long nobody looked', async () => {
@@ -225,7 +231,7 @@ describe('the collector', () => {
     );
     assert.deepEqual(await records.numbers.ids(), ['1', '3']);
     assert.deepEqual(await endpoints(), ['of node-3']);
-    assert.deepEqual(await records.presence.ids('front/'), ['front/node-3']);
+    assert.deepEqual(await records.presence.ids('front/'), ['front/node-1', 'front/node-3']);
   });
 
   it('frees no address while a network of another driver may have addresses from us', async () => {
@@ -248,6 +254,8 @@ describe('the collector', () => {
     await look(grace, nothing);
     assert.ok(await records.networks.get('front'));
     await look(1, nothing);
+    // Swarm's word first, then that of the node.
+    await look(1, nothing);
     assert.equal(await records.networks.get('front'), undefined);
     await look(2 * grace, nothing);
     assert.deepEqual((await store.list('ipam/pools/')).entries, []);
@@ -262,10 +270,20 @@ describe('the collector', () => {
 
   it('lets go of a network on the node when nothing is attached there, and keeps it for Swarm', async () => {
     await look(0);
-    await look(grace);
+    // Docker makes it before it fetches the image of the first task, which may take long.
+    await look(60 * grace);
     assert.deepEqual(await holders(), [node, 'swarm']);
     await look(1);
     assert.deepEqual(await holders(), ['swarm']);
+  });
+
+  it('lets go of a network on the node that Swarm has no more', async () => {
+    await records.networks.update('front', (record) => record && { ...record, allocated: false });
+    await look(0);
+    await look(grace);
+    assert.deepEqual(await holders(), [node]);
+    await look(1);
+    assert.deepEqual(await holders(), []);
   });
 
   it('keeps a network on the node that has endpoints, whatever Docker lists', async () => {
@@ -287,6 +305,7 @@ describe('the collector', () => {
     await records.presence.put('front/node-2', { v: 1, network: 'front', node: 'node-2' });
     await look(0, nothing);
     await look(2 * grace, nothing);
+    await look(1, nothing);
     assert.deepEqual(await holders(), ['node-2']);
   });
 });
