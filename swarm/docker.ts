@@ -139,7 +139,10 @@ export interface Docker {
   networks(signal: AbortSignal): Promise<Network[]>;
   nodes(signal: AbortSignal): Promise<Node[]>;
   services(signal: AbortSignal): Promise<Service[]>;
-  /** Tasks that shall run, whatever state they are in now. */
+  /**
+   * Tasks that shall run, whatever state they are in now; also those that shall as soon as another has ended, or after
+   * their restart delay: they have their addresses already.
+   */
   tasks(signal: AbortSignal): Promise<Task[]>;
   /** Ids of the running containers of this engine. */
   containers(signal: AbortSignal): Promise<string[]>;
@@ -194,7 +197,8 @@ export function connectDocker(socketPath: string): Docker {
     networks: (signal) => get('/networks', z.array(Network), signal),
     nodes: (signal) => get('/nodes', z.array(Node), signal),
     services: (signal) => get('/services', z.array(Service), signal),
-    tasks: (signal) => get(`/tasks${query({ 'desired-state': ['running'] })}`, z.array(Task), signal),
+    tasks: (signal) =>
+      get(`/tasks${query({ 'desired-state': ['ready', 'running'] })}`, z.array(Task), signal),
     containers: async (signal) =>
       (await get('/containers/json', z.array(Container), signal)).map(({ Id }) => Id),
     async container(id, signal) {

@@ -28,7 +28,7 @@ export interface Swarm {
   /** This node is the manager that Swarm's managers have elected. */
   leader: boolean;
   services: readonly Service[];
-  /** Tasks that shall run. */
+  /** Tasks that shall run, now or later. */
   tasks: readonly Task[];
   /** Empty where there is no Swarm. */
   nodes: readonly Node[];

@@ -23,7 +23,8 @@ export class FakeDockerApi {
 
   constructor() {
     this.#server = createServer((request, response) => {
-      const path = new URL(request.url ?? '/', 'http://docker').pathname.replace(/^\/v[\d.]+/, '');
+      const { pathname, searchParams } = new URL(request.url ?? '/', 'http://docker');
+      const path = pathname.replace(/^\/v[\d.]+/, '');
       if (this.silent) return;
       if (path === '/events') {
         response.writeHead(200).flushHeaders();
@@ -31,12 +32,12 @@ export class FakeDockerApi {
         response.on('close', () => this.#listeners.delete(response));
         return;
       }
-      const [status, body] = this.#answer(path);
+      const [status, body] = this.#answer(path, searchParams.get('filters') ?? '{}');
       response.writeHead(status, { 'content-type': 'application/json' }).end(JSON.stringify(body));
     });
   }
 
-  #answer(path: string): [number, unknown] {
+  #answer(path: string, filters: string): [number, unknown] {
     const swarm = {
       NodeID: this.id,
       NodeAddr: '',
@@ -51,7 +52,10 @@ export class FakeDockerApi {
     if (!this.manager) return [503, { message: 'This node is not a swarm manager.' }];
     if (path === '/nodes') return [200, this.nodes];
     if (path === '/services') return [200, this.services];
-    if (path === '/tasks') return [200, this.tasks];
+    if (path === '/tasks') {
+      const { 'desired-state': states } = JSON.parse(filters) as { 'desired-state'?: string[] };
+      return [200, this.tasks.filter(({ DesiredState }) => states?.includes(DesiredState) ?? true)];
+    }
     return [404, { message: 'page not found' }];
   }
 

@@ -8,7 +8,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { openEmbedded } from '../../store/embedded.ts';
 import { openRecords, type Records } from '../../store/records.ts';
 import type { Op, Store } from '../../store/store.ts';
-import { connectDocker, type Docker, type Service } from '../../swarm/docker.ts';
+import { connectDocker, type Docker, type Service, type Task } from '../../swarm/docker.ts';
 import {
   describeNetworks,
   patience,
@@ -174,6 +174,30 @@ describe('the publisher', () => {
     await sleep(1300);
     clearInterval(hints);
     assert.ok(looks >= 2 && looks <= 4, `${looks} looks`);
+  });
+
+  it('hears of tasks that have an address before they are to run, and serves them when they do', async () => {
+    const task = (ID: string, DesiredState: string, State: string, address: string): Task => ({
+      ...{ ID, ServiceID: 'web', NodeID: 'node', DesiredState, Status: { State } },
+      NetworksAttachments: [{ Network: { ID: 'ours' }, Addresses: [`${address}/20`] }],
+    });
+    api.tasks = [
+      task('running', 'running', 'running', '10.64.0.3'),
+      // It waits for the end of another, or for its restart delay.
+      task('waiting', 'ready', 'ready', '10.64.0.4'),
+      task('ended', 'shutdown', 'complete', '10.64.0.5'),
+    ];
+    start();
+    await until(async () => (await ids()).length === 1);
+    assert.deepEqual(
+      observations.at(-1)?.swarm?.tasks.map(({ ID }) => ID),
+      ['running', 'waiting'],
+    );
+    const served = (await records.services.list()).rows.flatMap(({ value }) => value.tasks);
+    assert.deepEqual(
+      served.map(({ id }) => id),
+      ['running'],
+    );
   });
 
   it('writes nothing when nothing changed', async () => {
