@@ -42,7 +42,7 @@ const measure: Partial<Record<Part, (settings: Settings) => Promise<Finding[]>>>
   'rollout-ipvs': ({ rounds, data }) =>
     inCluster('rollout', data, (cluster) =>
       measureRollouts({
-        ...{ cluster, dockersMesh: true, rounds, tasks: 3, parallelism: 1, progress },
+        ...{ cluster, dockersMesh: true, rounds, tasks: 2, parallelism: 1, progress },
         ...{ perSecond: 4, long: 4, flows: 2 },
       }),
     ),
