@@ -157,9 +157,12 @@ async function inGuest(
   progress: Progress,
   { nodes = 0 } = {},
 ): Promise<Measured> {
-  const disk = await prepareDockerDisk({ progress, signal });
-  // What is written goes to a copy of each disk's own, so one file does for all nodes.
-  const disks = Array.from({ length: nodes }, (_, at): Disk => ({ ...disk, at: `${disk.at}-${at}` }));
+  const disks: Disk[] = [];
+  for (let node = 0; node < nodes; node += 1) {
+    // What is written goes to a copy of each disk's own, so one file does for all nodes.
+    const disk = await prepareDockerDisk({ progress, signal });
+    disks.push({ ...disk, at: `${disk.at}-${node}` });
+  }
   const program = [join(import.meta.dirname, 'guest.ts'), part, String(rounds), String(seconds)];
   await using vm = await Vm.boot({ name: labName, memoryMiB: guestMemoryMiB, disks, progress, signal });
   const { exitCode, stdout } = await vm.run(['node', ...program, ...disks.map(({ at }) => at)], {

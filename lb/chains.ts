@@ -3,8 +3,8 @@
 import { isIPv4 } from 'node:net';
 import { markBase, markMask } from '../net/names.ts';
 import { contentName, type NftBaseChain, type NftPart, type NftSet } from '../net/table.ts';
-import { fillTable, placesFor } from './maglev.ts';
 import type { PolicyRecord } from '../store/records.ts';
+import { fillTable, placesFor } from './maglev.ts';
 import { takers, virtualServerId, type Choice, type RealServer, type VirtualServer } from './model.ts';
 
 /**
@@ -65,15 +65,20 @@ export function portKey({ protocol, port }: { protocol: string; port: number }):
 
 /** A chain that translates a connection to one of the real servers, if it may come in at all. */
 export function translation(server: VirtualServer): { name: string; rules: string[] } {
-  const rules = [...refusals(server), translate(server)];
+  const rules = [...refused(policyOfPort(server), decidedHere), translate(server)];
   return { name: contentName(virtualServerId(server), rules), rules };
 }
 
-const refusals = (server: VirtualServer): string[] =>
-  server.kind === 'vip' ? [] : refused(server.policy).map((match) => `${match} ${decidedHere}`);
+/** Who is let in is asked at published ports only. */
+export function policyOfPort(server: VirtualServer): PolicyRecord | undefined {
+  return server.kind === 'vip' ? undefined : server.policy;
+}
 
-/** What matches the connections to a published port that its policy does not let in. The node's own need no allowance. */
-export function refused({ bind, allow, deny }: PolicyRecord = {}): string[] {
+/**
+ * Rules for the connections to a published port that its policy does not let in. The node's own need no allowance.
+ * @param verdict what becomes of them
+ */
+export function refused({ bind, allow, deny }: PolicyRecord = {}, verdict: string): string[] {
   const matches: string[] = [];
   if (bind !== undefined) {
     const [addresses, devices] = [bind.filter((item) => isIPv4(item)), bind.filter((item) => !isIPv4(item))];
@@ -85,7 +90,7 @@ export function refused({ bind, allow, deny }: PolicyRecord = {}): string[] {
   }
   if (deny !== undefined) matches.push(`fib saddr type != local ip saddr { ${deny.join(', ')} }`);
   if (allow !== undefined) matches.push(`fib saddr type != local ip saddr != { ${allow.join(', ')} }`);
-  return matches;
+  return matches.map((match) => `${match} ${verdict}`);
 }
 
 /** Schedulers to which all that take connections are the same, as in IPVS. */

@@ -9,7 +9,7 @@ import { balanced, decidedHere, refused, toNode } from './chains.ts';
 export interface Publisher {
   address: string;
   ports: readonly HostPort[];
-  /** Who may connect, of which only where and who counts; absent: everybody. */
+  /** Who may connect: of a policy `bind`, `allow` and `deny`; absent: everybody. */
   access?: PolicyRecord | 'nobody';
 }
 
@@ -60,7 +60,7 @@ export function renderHostPorts(publishers: readonly Publisher[]): {
 /** @returns what becomes of a connection ahead of its translation; undefined where everybody is let in */
 function guard(access: Publisher['access'], chains: Map<string, readonly string[]>): string | undefined {
   // Nobody gets no answer: who is let in soon asks again.
-  const rules = access === 'nobody' ? ['drop'] : refused(access).map((match) => `${match} ${decidedHere}`);
+  const rules = access === 'nobody' ? ['drop'] : refused(access, decidedHere);
   if (rules.length === 0) return undefined;
   const chain = contentName('host', rules);
   chains.set(chain, rules);

@@ -13,6 +13,7 @@ import {
   marked,
   portKey,
   refusal,
+  policyOfPort,
   refused,
   refuseKnown,
   toNode,
@@ -164,8 +165,7 @@ function renderServer(server: VirtualServer, mark: number): Rendered {
 }
 
 function guardOf(server: VirtualServer): NftPart['chains'][number][] {
-  const matches = server.kind === 'vip' ? [] : refused(server.policy);
-  const rules = matches.map((match) => `${match} accept`);
+  const rules = refused(policyOfPort(server), 'accept');
   return rules.length === 0 ? [] : [[contentName(`guard-${virtualServerId(server)}`, rules), rules]];
 }
 

@@ -22,33 +22,31 @@ type Readers<T> = Record<string, (text: string) => T>;
 
 class Unusable extends Error {}
 
+/** What labels may say of published ports, whoever publishes them: a service, or a single container. */
+const ofContainer: Readers<PolicyRecord> = {
+  'causeway.lb.timeout': (text) => ({ timeout: timeouts(text) }),
+  'causeway.publish.bind': (text) => ({ bind: list(text, addressOrDevice) }),
+  'causeway.publish.allow': (text) => ({ allow: widest(list(text, cidr)) }),
+  'causeway.publish.deny': (text) => ({ deny: widest(list(text, cidr)) }),
+};
+
 /** What a service's labels may say. */
 const ofService: Readers<PolicyRecord> = {
+  ...ofContainer,
   'causeway.lb.scheduler': (text) => ({ scheduler: oneOf(schedulers, text) }),
   'causeway.lb.affinity': (text) => ({ affinity: whole(text, 1, 86_400, 'seconds') }),
   'causeway.lb.locality': (text) => ({ locality: oneOf(localities, text) }),
   'causeway.lb.drain': (text) => ({ drain: whole(text, 0, 86_400, 'seconds') }),
-  'causeway.lb.timeout': (text) => ({ timeout: timeouts(text) }),
   'causeway.health': (text) => ({ health: check(text) }),
   'causeway.health.interval': (text) => ({ healthInterval: whole(text, 1, 3_600, 'seconds') }),
   'causeway.health.rise': (text) => ({ healthRise: whole(text, 1, 100, 'checks') }),
   'causeway.health.fall': (text) => ({ healthFall: whole(text, 1, 100, 'checks') }),
-  'causeway.publish.bind': (text) => ({ bind: list(text, addressOrDevice) }),
-  'causeway.publish.allow': (text) => ({ allow: widest(list(text, cidr)) }),
-  'causeway.publish.deny': (text) => ({ deny: widest(list(text, cidr)) }),
 };
 
 /** What the labels of a service's containers may say. */
 const ofTask: Readers<{ weight: number }> = {
   'causeway.lb.weight': (text) => ({ weight: whole(text, 1, 100, 'parts') }),
 };
-
-/** What the labels of a single container may say, of the ports that it publishes. */
-const ofContainer: Readers<PolicyRecord> = Object.fromEntries(
-  ['causeway.lb.timeout', 'causeway.publish.bind', 'causeway.publish.allow', 'causeway.publish.deny'].flatMap(
-    (name) => Object.entries(ofService).filter(([other]) => other === name),
-  ),
-);
 
 /** @param labels of the service itself (`--label`) */
 export function readPolicy(labels: Record<string, string> | null | undefined): Read<PolicyRecord> {
