@@ -138,12 +138,16 @@ export interface Docker {
   info(signal: AbortSignal): Promise<Info>;
   networks(signal: AbortSignal): Promise<Network[]>;
   nodes(signal: AbortSignal): Promise<Node[]>;
-  services(signal: AbortSignal): Promise<Service[]>;
+  /** @param ids only these, as far as they are there */
+  services(signal: AbortSignal, ids?: readonly string[]): Promise<Service[]>;
   /**
    * Tasks that shall run, whatever state they are in now; also those that shall as soon as another has ended, or after
    * their restart delay: they have their addresses already.
+   *
+   * @param services only theirs
+   * @throws DockerError when one of these is not there
    */
-  tasks(signal: AbortSignal): Promise<Task[]>;
+  tasks(signal: AbortSignal, services?: readonly string[]): Promise<Task[]>;
   /** Ids of the running containers of this engine. */
   containers(signal: AbortSignal): Promise<string[]>;
   /** @returns undefined when there is no such container (any more) */
@@ -196,9 +200,12 @@ export function connectDocker(socketPath: string): Docker {
     info: (signal) => get('/info', Info, signal),
     networks: (signal) => get('/networks', z.array(Network), signal),
     nodes: (signal) => get('/nodes', z.array(Node), signal),
-    services: (signal) => get('/services', z.array(Service), signal),
-    tasks: (signal) =>
-      get(`/tasks${query({ 'desired-state': ['ready', 'running'] })}`, z.array(Task), signal),
+    services: (signal, ids) =>
+      get(`/services${ids === undefined ? '' : query({ id: ids })}`, z.array(Service), signal),
+    tasks: (signal, services) => {
+      const of = services === undefined ? {} : { service: services };
+      return get(`/tasks${query({ 'desired-state': ['ready', 'running'], ...of })}`, z.array(Task), signal);
+    },
     containers: async (signal) =>
       (await get('/containers/json', z.array(Container), signal)).map(({ Id }) => Id),
     async container(id, signal) {

@@ -8,7 +8,8 @@ import type { Op, Store } from '../store/store.ts';
 import type { Records } from '../store/records.ts';
 import { DockerError, type Docker, type Network, type Node, type Service, type Task } from './docker.ts';
 import { Hints } from './hints.ts';
-import { nextDrained, renderServices, whatIsUnderWay } from './services.ts';
+import { Pace } from './pace.ts';
+import { nextDrained, renderServices, whatIsUnderWay, type UnderWay } from './services.ts';
 
 /** The part of pino that is used here. */
 export interface Log {
@@ -53,65 +54,44 @@ export interface PublisherOptions {
   now: () => number;
 }
 
-/**
- * Pauses between looks after a hint, in milliseconds. Tasks have no events of their own: an endpoint joins some 0.2 to
- * 1.5 s before Swarm's manager knows that its task runs, so one hint is worth a row of looks. The last pause repeats.
- */
-const pauses = [0, ...Array.from({ length: 15 }, () => 100), 150, 250, 500, 1000, 2000, 5000];
-
-/** After a look it rests for as long as the look took, up to this many milliseconds. */
-const maxRest = 5_000;
-
-/**
- * From look to look while tasks are about to change, in milliseconds: a task that shall end has left every balancer well
- * before the two seconds are over that Docker leaves it alone.
- */
-const watchfulPause = 200;
-
-/** While tasks only begin, looks have one part in so many of the time: one may begin again and again for ever. */
-const startShare = 10;
-
-/**
- * @param took the last look, in milliseconds
- * @returns how long it may be until the next one, in milliseconds
- */
-export function patience(underWay: Next['underWay'], took: number): number {
-  if (underWay === undefined) return Infinity;
-  return underWay === 'update' ? watchfulPause : Math.max(watchfulPause, (startShare - 1) * took);
-}
-
 const hintTypes = ['service', 'container', 'network', 'node'] as const;
 // `exec_*` comes with every health check and tells nothing about where a task is.
 const noise = /^(exec_|top$|attach$|resize$)/;
+
+/** A glance at more services than these is no glance any more; the others have to wait for the next whole look. */
+const glanceLimit = 100;
 
 /** Runs until the signal aborts; throws nothing else. */
 export async function runPublisher(options: PublisherOptions, signal: AbortSignal): Promise<void> {
   const hints = new Hints();
   const listening = Promise.all([listen(options, hints, signal), follow(options, hints, signal)]);
-  let step = 0;
+  const pace = new Pace();
   let silent = false;
-  let next = nothing;
+  let seen: Seen | undefined;
   while (!signal.aborted) {
+    const { look, wait } = pace.next();
+    if (wait > 0) {
+      if (await hints.wait(wait, signal)) pace.hint();
+      continue;
+    }
     const began = performance.now();
     try {
-      next = await look(options, signal);
+      // Whatever is wrong with a glance, a whole look tells.
+      const glanced =
+        look === 'glance' && seen && (await glance(options, seen, signal).catch(() => undefined));
+      seen = glanced || (await lookAtAll(options, signal));
+      pace.looked(glanced ? 'glance' : 'whole', performance.now() - began, {
+        underWay: seen.underWay,
+        dueIn: seen.due - options.now(),
+      });
       if (silent) options.log.info({}, 'Docker answers again: services are up to date');
       silent = false;
     } catch (error) {
       if (!silent)
         options.log.warn({ error }, 'Docker does not tell its services: balancing goes on with those known');
       silent = true;
-      step = pauses.length - 2;
-      // What was due is due again. What was under way goes on.
-      if (Number.isFinite(next.due)) next = { ...next, due: options.now() + watchfulPause };
+      pace.failed();
     }
-    // Whatever the hints: of a large Swarm the lists are many megabytes, and Docker has other work than to make them.
-    const took = performance.now() - began;
-    await sleep(Math.min(took, maxRest), undefined, { signal }).catch(() => undefined);
-    const pause = pauses[Math.min((step += 1), pauses.length - 1)] ?? 5000;
-    const untilDue = Math.max(0, next.due - options.now());
-    const hinted = await hints.wait(Math.min(pause, untilDue, patience(next.underWay, took)), signal);
-    if (hinted) step = 0;
   }
   await listening;
 }
@@ -137,24 +117,52 @@ async function follow({ records }: PublisherOptions, hints: Hints, signal: Abort
   for await (const _ of records.endpoints.watch({ signal })) hints.give();
 }
 
-/** What the next look is for. */
-interface Next {
-  /** When it has to be at the latest, in milliseconds of Unix time; Infinity when nothing is due. */
+/** What the last look found. */
+interface Seen {
+  swarm: Swarm | undefined;
+  /** See {@link PublisherOptions.elect}. */
+  fence: readonly Op[] | undefined;
+  underWay: UnderWay;
+  /** When the next look has to be at the latest, in milliseconds of Unix time; Infinity when nothing is due. */
   due: number;
-  underWay: ReturnType<typeof whatIsUnderWay>;
 }
 
-const nothing: Next = { due: Infinity, underWay: undefined };
+const nothing: Pick<Seen, 'underWay' | 'due'> = { underWay: { updating: [], starting: [] }, due: Infinity };
 
-async function look(options: PublisherOptions, signal: AbortSignal): Promise<Next> {
+async function lookAtAll(options: PublisherOptions, signal: AbortSignal): Promise<Seen> {
   const observation = await observe(options.docker, signal);
-  const fence = await options.elect(observation.swarm, signal);
-  const next =
-    fence === undefined || observation.swarm === undefined
-      ? nothing
-      : await publish(options, observation.swarm, fence);
+  const { swarm } = observation;
+  const fence = await options.elect(swarm, signal);
+  const next = fence === undefined || swarm === undefined ? nothing : await publish(options, swarm, fence);
   options.observed(observation, fence !== undefined);
-  return next;
+  return { swarm, fence, ...next };
+}
+
+/**
+ * Looks at the services again to which something is about to happen, and takes all else as it was: a look at the lists of
+ * a large Swarm takes longer than a task has until it ends.
+ *
+ * @returns undefined when that cannot be told without a look at all
+ */
+async function glance(
+  options: PublisherOptions,
+  { swarm: before, fence, underWay }: Seen,
+  signal: AbortSignal,
+): Promise<Seen | undefined> {
+  const wanted = [...underWay.updating, ...underWay.starting].slice(0, glanceLimit);
+  if (before === undefined || fence === undefined || wanted.length === 0) return undefined;
+  const { docker } = options;
+  const services = await docker.services(signal, wanted);
+  // One that is gone is an error to those who ask for its tasks, and the others' are not told.
+  const ids = new Set(services.map(({ ID }) => ID));
+  if (!wanted.every((id) => ids.has(id))) return undefined;
+  const tasks = await docker.tasks(signal, wanted);
+  const swarm = {
+    ...before,
+    services: [...before.services.filter(({ ID }) => !ids.has(ID)), ...services],
+    tasks: [...before.tasks.filter(({ ServiceID }) => !ids.has(ServiceID)), ...tasks],
+  };
+  return { swarm, fence, ...(await publish(options, swarm, fence)) };
 }
 
 async function observe(docker: Docker, signal: AbortSignal): Promise<Observation> {
@@ -184,7 +192,7 @@ async function publish(
   { store, records, log, now }: PublisherOptions,
   swarm: Swarm,
   fence: readonly Op[],
-): Promise<Next> {
+): Promise<Pick<Seen, 'underWay' | 'due'>> {
   const [networks, endpoints, services] = await Promise.all([
     records.networks.list(),
     records.endpoints.list(),
@@ -215,7 +223,12 @@ async function publish(
     if (!ok) return nothing;
   }
   if (ops.length > 0) log.debug({ changes: ops.length }, 'published what Swarm says');
-  return { due: nextDrained(wanted), underWay: whatIsUnderWay(swarm.services, swarm.tasks) };
+  const ours = new Set(wanted.map(({ id }) => id));
+  const underWay = whatIsUnderWay(
+    swarm.services.filter(({ ID }) => ours.has(ID)),
+    swarm.tasks,
+  );
+  return { due: nextDrained(wanted), underWay };
 }
 
 /**

@@ -138,17 +138,24 @@ export function nextDrained(services: readonly ServiceRecord[]): number {
   return Math.min(Infinity, ...times);
 }
 
-/**
- * What is about to happen at a moment that no event tells: tasks end, as the next ones in an update have their turn, or
- * begin, as a check of their health succeeds.
- */
-export function whatIsUnderWay(
-  services: readonly Service[],
-  tasks: readonly Task[],
-): 'update' | 'start' | undefined {
-  if (services.some(({ UpdateStatus }) => /^(updating|rollback_started)$/.test(UpdateStatus?.State ?? '')))
-    return 'update';
-  return tasks.some(({ Status }) => Status.State === 'starting') ? 'start' : undefined;
+/** Ids of services to which something is about to happen at a moment that no event tells. */
+export interface UnderWay {
+  /** Tasks end, as the next ones in an update have their turn. */
+  updating: readonly string[];
+  /** No more than this: tasks begin, as a check of their health succeeds. */
+  starting: readonly string[];
+}
+
+export function whatIsUnderWay(services: readonly Service[], tasks: readonly Task[]): UnderWay {
+  const begun = new Set(
+    tasks.filter(({ Status }) => Status.State === 'starting').map(({ ServiceID }) => ServiceID),
+  );
+  const updating: string[] = [];
+  const starting: string[] = [];
+  for (const { ID, UpdateStatus } of services)
+    if (/^(updating|rollback_started)$/.test(UpdateStatus?.State ?? '')) updating.push(ID);
+    else if (begun.has(ID)) starting.push(ID);
+  return { updating, starting };
 }
 
 /** Docker writes addresses with the prefix of their network. */

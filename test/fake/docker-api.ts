@@ -51,10 +51,15 @@ export class FakeDockerApi {
     if (container !== undefined) return [200, container];
     if (!this.manager) return [503, { message: 'This node is not a swarm manager.' }];
     if (path === '/nodes') return [200, this.nodes];
-    if (path === '/services') return [200, this.services];
+    const asked = JSON.parse(filters) as { id?: string[]; service?: string[]; 'desired-state'?: string[] };
+    if (path === '/services') return [200, this.services.filter(({ ID }) => asked.id?.includes(ID) ?? true)];
     if (path === '/tasks') {
-      const { 'desired-state': states } = JSON.parse(filters) as { 'desired-state'?: string[] };
-      return [200, this.tasks.filter(({ DesiredState }) => states?.includes(DesiredState) ?? true)];
+      const unknown = asked.service?.find((id) => !this.services.some(({ ID }) => ID === id));
+      if (unknown !== undefined) return [404, { message: `service ${unknown} not found` }];
+      const tasks = this.tasks
+        .filter(({ DesiredState }) => asked['desired-state']?.includes(DesiredState) ?? true)
+        .filter(({ ServiceID }) => asked.service?.includes(ServiceID) ?? true);
+      return [200, tasks];
     }
     return [404, { message: 'page not found' }];
   }

@@ -9,13 +9,7 @@ import { openEmbedded } from '../../store/embedded.ts';
 import { openRecords, type Records } from '../../store/records.ts';
 import type { Op, Store } from '../../store/store.ts';
 import { connectDocker, type Docker, type Service, type Task } from '../../swarm/docker.ts';
-import {
-  describeNetworks,
-  patience,
-  runPublisher,
-  type Observation,
-  type Swarm,
-} from '../../swarm/publisher.ts';
+import { describeNetworks, runPublisher, type Observation, type Swarm } from '../../swarm/publisher.ts';
 import { FakeDockerApi } from '../fake/docker-api.ts';
 import { captureLog, type LogLine } from '../fake/log.ts';
 
@@ -135,28 +129,57 @@ describe('the publisher', () => {
     await until(async () => (await ids()).length === 1, 1500);
   });
 
-  it('is patient when nothing is under way, not in an update, and where looks take long, while tasks begin', () => {
-    assert.equal(patience(undefined, 10), Infinity);
-    for (const took of [10, 1_000]) assert.equal(patience('update', took), 200);
-    assert.equal(patience('start', 10), 200);
-    assert.equal(patience('start', 1_000), 9_000);
+  const updating = (id: string): Service => ({ ...service(id), UpdateStatus: { State: 'updating' } });
+  const task = (
+    ID: string,
+    DesiredState: string,
+    State: string,
+    address: string,
+    ServiceID = 'web',
+  ): Task => ({
+    ...{ ID, ServiceID, NodeID: 'node', DesiredState, Status: { State } },
+    NetworksAttachments: [{ Network: { ID: 'ours' }, Addresses: [`${address}/20`] }],
   });
+  const served = async (): Promise<string[]> =>
+    (await records.services.list()).rows.flatMap(({ value }) => value.tasks.map(({ id }) => id)).sort();
 
-  it('looks several times a second while an update goes on', async () => {
-    api.services = [{ ...service('web'), UpdateStatus: { State: 'updating' } }];
+  it('glances at the services of an update several times a second, and takes all else as it was', async () => {
+    api.services = [updating('web'), service('api')];
+    const [old, next] = [
+      task('old', 'running', 'running', '10.64.0.3'),
+      task('next', 'running', 'running', '10.64.0.4'),
+    ];
+    const other = task('other', 'running', 'running', '10.64.0.5', 'api');
+    api.tasks = [old, other];
     start();
+    await until(async () => (await served()).join() === 'old,other');
     // Without an update it would look once a second or less by now.
     await sleep(2800);
-    const before = observations.length;
-    await sleep(700);
-    assert.ok(observations.length >= before + 2, `${observations.length - before} looks`);
+    const whole = observations.length;
+    for (const tasks of [[old, next], [next]]) {
+      api.tasks = [...tasks, other];
+      const ids = api.tasks.map(({ ID }) => ID).sort();
+      await until(async () => (await served()).join() === ids.join(), 600);
+    }
+    assert.equal(observations.length, whole, 'whole looks');
     // One that fails is no reason to wait.
     await api.close();
     await until(() => lines.some(({ msg }) => msg.startsWith('Docker does not tell its services')));
     api = new FakeDockerApi();
     await api.listen(socket());
-    const silent = observations.length;
-    await until(() => observations.length > silent, 600);
+    await until(() => observations.length > whole, 600);
+  });
+
+  it('looks at all when one of the services that it glances at is gone', async () => {
+    api.services = [updating('web'), service('api')];
+    start();
+    await sleep(2800);
+    api.services = [service('api')];
+    await until(async () => (await ids()).join() === 'api', 600);
+    assert.deepEqual(
+      lines.filter(({ level }) => level === 'warn'),
+      [],
+    );
   });
 
   it('rests after a look for as long as it took, however many hints there are', async () => {
@@ -177,10 +200,6 @@ describe('the publisher', () => {
   });
 
   it('hears of tasks that have an address before they are to run, and serves them when they do', async () => {
-    const task = (ID: string, DesiredState: string, State: string, address: string): Task => ({
-      ...{ ID, ServiceID: 'web', NodeID: 'node', DesiredState, Status: { State } },
-      NetworksAttachments: [{ Network: { ID: 'ours' }, Addresses: [`${address}/20`] }],
-    });
     api.tasks = [
       task('running', 'running', 'running', '10.64.0.3'),
       // It waits for the end of another, or for its restart delay.
@@ -193,11 +212,7 @@ describe('the publisher', () => {
       observations.at(-1)?.swarm?.tasks.map(({ ID }) => ID),
       ['running', 'waiting'],
     );
-    const served = (await records.services.list()).rows.flatMap(({ value }) => value.tasks);
-    assert.deepEqual(
-      served.map(({ id }) => id),
-      ['running'],
-    );
+    assert.deepEqual(await served(), ['running']);
   });
 
   it('writes nothing when nothing changed', async () => {

@@ -178,16 +178,23 @@ describe('whatIsUnderWay', () => {
   const during = (State: string) => [{ ...service(), UpdateStatus: { State } }];
   const being = (State: string) => [{ ...task('a', '10.64.0.3'), Status: { State } }];
 
+  const nothing = { updating: [], starting: [] };
+
   it('is so while Swarm updates a service or rolls it back, and while a task begins', () => {
     for (const state of ['updating', 'rollback_started'])
-      assert.equal(whatIsUnderWay(during(state), being('starting')), 'update', state);
-    assert.equal(whatIsUnderWay([service()], being('starting')), 'start');
+      assert.deepEqual(
+        whatIsUnderWay(during(state), being('starting')),
+        { updating: ['web-id'], starting: [] },
+        state,
+      );
+    assert.deepEqual(whatIsUnderWay([service()], being('starting')), { updating: [], starting: ['web-id'] });
   });
 
-  it('is not for what may last for ever', () => {
+  it('is not for what may last for ever, nor for the tasks of other services', () => {
     for (const state of ['completed', 'paused', 'rollback_completed', 'rollback_paused'])
-      assert.equal(whatIsUnderWay(during(state), []), undefined, state);
+      assert.deepEqual(whatIsUnderWay(during(state), []), nothing, state);
     for (const state of ['running', 'pending'])
-      assert.equal(whatIsUnderWay([service()], being(state)), undefined, state);
+      assert.deepEqual(whatIsUnderWay([service()], being(state)), nothing, state);
+    assert.deepEqual(whatIsUnderWay([], being('starting')), nothing);
   });
 });

@@ -1,0 +1,88 @@
+// Owns when Swarm is looked at next, and how much of it: all, or a glance at the services that are about to change.
+// Must not look by itself, nor know what a look finds.
+import type { UnderWay } from './services.ts';
+
+export type Look = 'whole' | 'glance';
+
+/**
+ * Pauses between whole looks after a hint, in milliseconds. Tasks have no events of their own: an endpoint joins some 0.2
+ * to 1.5 s before Swarm's manager knows that its task runs, so one hint is worth a row of looks. The last pause repeats.
+ */
+const pauses = [...Array.from({ length: 15 }, () => 100), 150, 250, 500, 1000, 2000, 5000];
+const longestPause = Math.max(...pauses);
+
+/** After a whole look it rests for as long as that took, up to this many milliseconds. */
+const maxRest = 5_000;
+
+/**
+ * From glance to glance in an update, in milliseconds: a task that shall end has left every balancer well before the two
+ * seconds are over that Docker leaves it alone.
+ */
+const watchfulPause = 200;
+
+/** While tasks only begin, glances have one part in so many of the time: one may begin again and again for ever. */
+const startShare = 10;
+
+export interface Looked {
+  underWay: UnderWay;
+  /** How long it may be at most until the next look, in milliseconds. */
+  dueIn: number;
+}
+
+export class Pace {
+  readonly #now: () => number;
+  /** Whole looks since the last hint. */
+  #step = 0;
+  /** When a whole look may be, and when it is due; and when a glance is. */
+  #rested = 0;
+  #whole = 0;
+  #glance = Infinity;
+  /** Whether a look that fails is repeated soon. */
+  #urgent = false;
+
+  /** @param now a monotonic clock in milliseconds */
+  constructor(now: () => number = () => performance.now()) {
+    this.#now = now;
+  }
+
+  /** Something has happened, it is not known what. */
+  hint(): void {
+    this.#step = 0;
+    this.#whole = Math.min(this.#whole, this.#rested);
+  }
+
+  /** @returns what is next, and in how many milliseconds, unless there is a hint before */
+  next(): { look: Look; wait: number } {
+    const look = this.#glance < this.#whole ? 'glance' : 'whole';
+    return { look, wait: Math.max(0, Math.min(this.#glance, this.#whole) - this.#now()) };
+  }
+
+  /** @param took in milliseconds; the look has just ended */
+  looked(look: Look, took: number, { underWay, dueIn }: Looked): void {
+    const now = this.#now();
+    this.#urgent = underWay.updating.length > 0 || Number.isFinite(dueIn);
+    if (look === 'whole') {
+      const pause = pauses[Math.min(this.#step, pauses.length - 1)] ?? longestPause;
+      this.#step += 1;
+      // Whatever the hints: of a large Swarm the lists are many megabytes, and Docker has other work than to make them.
+      this.#rested = now + Math.min(took, maxRest);
+      this.#whole = Math.max(this.#rested, now + Math.min(pause, dueIn));
+    } else {
+      this.#whole = Math.min(this.#whole, Math.max(this.#rested, now + dueIn));
+    }
+    this.#glance = now + untilGlance(underWay, look === 'glance' ? took : 0);
+  }
+
+  /** A whole look has just failed. */
+  failed(): void {
+    this.#step = pauses.length;
+    this.#whole = this.#rested = this.#now() + (this.#urgent ? watchfulPause : longestPause);
+    this.#glance = Infinity;
+  }
+}
+
+/** @param took the last one, in milliseconds */
+function untilGlance({ updating, starting }: UnderWay, took: number): number {
+  if (updating.length > 0) return watchfulPause;
+  return starting.length > 0 ? Math.max(watchfulPause, (startShare - 1) * took) : Infinity;
+}
