@@ -167,7 +167,7 @@ export class Cluster {
     const spread = ['--replicas', String(replicas), '--replicas-max-per-node', String(perNode)];
     // Without it Swarm sends connections to a task whose process has not come to listen yet.
     // Each check is a few programs: where those are slow, a dozen tasks would be busy with nothing else.
-    const interval = slowness === 1 ? 3 : 5 * slowness;
+    const interval = slowness === 1 ? 3 : 15 * slowness;
     const often = ['--health-interval', `${interval}s`, '--health-timeout', `${10 * slowness}s`];
     const health = ['--health-cmd', 'wget -q -O - http://127.0.0.1/', ...often];
     const ends = ['--stop-grace-period', `${graceSeconds}s`];

@@ -33,7 +33,7 @@ const measure: Partial<Record<Part, (settings: Settings) => Promise<Finding[]>>>
 
   'ports-ipvs': ({ rounds, seconds }) => measurePorts({ engine: 'ipvs', rounds, seconds, progress }),
 
-  // As much as such a processor can do without being late by itself.
+  // As much as such a processor can do without being late by itself, here and below.
   'failover-ipvs': ({ rounds, data }) =>
     inCluster('failover', data, (cluster) =>
       measureFailover({ cluster, dockersMesh: true, rounds, tasks: 4, intervalMs: 250, progress }),
@@ -43,7 +43,7 @@ const measure: Partial<Record<Part, (settings: Settings) => Promise<Finding[]>>>
     inCluster('rollout', data, (cluster) =>
       measureRollouts({
         ...{ cluster, dockersMesh: true, rounds, tasks: 2, parallelism: 1, progress },
-        ...{ perSecond: 4, long: 4, flows: 2 },
+        ...{ perSecond: 1, long: 1, flows: 2 },
       }),
     ),
 };

@@ -123,7 +123,9 @@ class Site implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    this.#server.kill('SIGKILL');
+    // Not KILL: its worker would go on, with what it writes to, and this program with it.
+    this.#server.kill('SIGTERM');
+    await this.#server;
     await this.#world.down();
   }
 }
