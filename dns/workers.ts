@@ -90,7 +90,8 @@ export class Workers {
   #start(settings: WorkerSettings): void {
     const worker = new Worker(program, {
       workerData: settings,
-      resourceLimits: { maxYoungGenerationSizeMb: 4, maxOldGenerationSizeMb: 32 },
+      // The young generation's is the process's own: its flags (config.json) come before a thread's limit.
+      resourceLimits: { maxOldGenerationSizeMb: 32 },
     });
     this.#workers.add(worker);
     worker.unref();
