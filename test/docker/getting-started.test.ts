@@ -6,6 +6,7 @@ import { cp, mkdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { execa } from 'execa';
 import { pluginDir } from '../../rootfs/build.ts';
+import { startLoad } from '../lab/asking.ts';
 import { consulProgram, prepareConsul } from '../lab/consul.ts';
 import { imageName, loadImage, prepareImage } from '../lab/image.ts';
 import { Lab } from '../lab/lab.ts';
@@ -181,6 +182,24 @@ describe('docs/getting-started.md, typed into three real Docker nodes', function
     '7': () => serving(8080, 8),
   };
 
+  /** Asks all nodes from now on. @returns ends that: nobody was left without an answer */
+  async function keepAsking(): Promise<() => Promise<void>> {
+    const pace = { intervalMs: 20, timeoutMs: 5_000 * slowness };
+    const loads = await Promise.all(
+      lab.nodes.map(({ address }) => startLoad(lab.client, `http://${address}:8080/`, pace)),
+    );
+    return async () => {
+      const outcomes = (await Promise.all(loads.map((load) => load.stop()))).flat();
+      assert.deepEqual(
+        outcomes.filter(({ error }) => error !== undefined),
+        [],
+      );
+    };
+  }
+
+  /** What goes on while a section is typed; each gives how that ends. */
+  const meanwhile: Record<string, () => Promise<() => Promise<void>>> = { '7': keepAsking };
+
   before(async () => {
     const image = await prepareImage();
     await Promise.all([prepareRegistry(), prepareConsul()]);
@@ -197,8 +216,11 @@ describe('docs/getting-started.md, typed into three real Docker nodes', function
     it(title, async () => {
       assert.equal(stuck, undefined, 'each section goes on from where the one before has come to');
       stuck = title;
+      const number = title.split('.', 1)[0] ?? '';
+      const end = await meanwhile[number]?.();
       for (const { host, line } of lines) await type(host, line);
-      await promises[title.split('.', 1)[0] ?? '']?.();
+      await promises[number]?.();
+      await end?.();
       stuck = undefined;
     });
 });
