@@ -120,8 +120,6 @@ async function follow({ records }: PublisherOptions, hints: Hints, signal: Abort
 /** What the last look found. */
 interface Seen {
   swarm: Swarm | undefined;
-  /** See {@link PublisherOptions.elect}. */
-  fence: readonly Op[] | undefined;
   underWay: UnderWay;
   /** When the next look has to be at the latest, in milliseconds of Unix time; Infinity when nothing is due. */
   due: number;
@@ -135,7 +133,7 @@ async function lookAtAll(options: PublisherOptions, signal: AbortSignal): Promis
   const fence = await options.elect(swarm, signal);
   const next = fence === undefined || swarm === undefined ? nothing : await publish(options, swarm, fence);
   options.observed(observation, fence !== undefined);
-  return { swarm, fence, ...next };
+  return { swarm, ...(next ?? nothing) };
 }
 
 /**
@@ -146,12 +144,12 @@ async function lookAtAll(options: PublisherOptions, signal: AbortSignal): Promis
  */
 async function glance(
   options: PublisherOptions,
-  { swarm: before, fence, underWay }: Seen,
+  { swarm: before, underWay }: Seen,
   signal: AbortSignal,
 ): Promise<Seen | undefined> {
   const wanted = [...underWay.updating, ...underWay.starting].slice(0, glanceLimit);
-  if (before === undefined || fence === undefined || wanted.length === 0) return undefined;
-  const { docker } = options;
+  if (before === undefined || wanted.length === 0) return undefined;
+  const { docker, elect } = options;
   const services = await docker.services(signal, wanted);
   // One that is gone is an error to those who ask for its tasks, and the others' are not told.
   const ids = new Set(services.map(({ ID }) => ID));
@@ -162,7 +160,9 @@ async function glance(
     services: [...before.services.filter(({ ID }) => !ids.has(ID)), ...services],
     tasks: [...before.tasks.filter(({ ServiceID }) => !ids.has(ServiceID)), ...tasks],
   };
-  return { swarm, fence, ...(await publish(options, swarm, fence)) };
+  const fence = await elect(swarm, signal);
+  const next = fence && (await publish(options, swarm, fence));
+  return next && { swarm, ...next };
 }
 
 async function observe(docker: Docker, signal: AbortSignal): Promise<Observation> {
@@ -187,12 +187,12 @@ async function observe(docker: Docker, signal: AbortSignal): Promise<Observation
   }
 }
 
-/** Writes what changed, and only that. */
+/** Writes what changed, and only that. @returns undefined when another manager has taken over */
 async function publish(
   { store, records, log, now }: PublisherOptions,
   swarm: Swarm,
   fence: readonly Op[],
-): Promise<Pick<Seen, 'underWay' | 'due'>> {
+): Promise<Pick<Seen, 'underWay' | 'due'> | undefined> {
   const [networks, endpoints, services] = await Promise.all([
     records.networks.list(),
     records.endpoints.list(),
@@ -220,7 +220,7 @@ async function publish(
   for (const commit of batches(ops, fence)) {
     // Services have one owner, so a manager that Swarm elected may write while the store is away.
     const { ok } = await store.commit(commit, { offline: true });
-    if (!ok) return nothing;
+    if (!ok) return undefined;
   }
   if (ops.length > 0) log.debug({ changes: ops.length }, 'published what Swarm says');
   const ours = new Set(wanted.map(({ id }) => id));

@@ -170,6 +170,23 @@ describe('the publisher', () => {
     await until(() => observations.length > whole, 600);
   });
 
+  it('glances with the word that it has now to write for the cluster', async () => {
+    const lead = async (): Promise<void> => {
+      await store.commit([{ op: 'set', key: 'leader', value: performance.now() }]);
+      fence = [{ op: 'check', key: 'leader', version: (await store.get('leader'))!.version }];
+    };
+    await lead();
+    api.services = [updating('web')];
+    start();
+    await until(async () => (await ids()).length === 1);
+    await sleep(2800);
+    const whole = observations.length;
+    await lead();
+    api.tasks = [task('next', 'running', 'running', '10.64.0.4')];
+    await until(async () => (await served()).join() === 'next', 600);
+    assert.equal(observations.length, whole, 'whole looks');
+  });
+
   it('looks at all when one of the services that it glances at is gone', async () => {
     api.services = [updating('web'), service('api')];
     start();
