@@ -63,20 +63,19 @@ export async function measureRollouts(o: RolloutOptions): Promise<Finding[]> {
   for (let at = 0; at < rounds; at += 1) {
     const order = orders[at % orders.length]!;
     await cluster.allServe(meshes.all);
-    const began = performance.now();
-    const round = await update(o, meshes.all, order);
-    const seconds = (performance.now() - began) / 1000;
-    const told = round.map(
-      ({ mesh: { name }, brief, long, flows }) =>
-        `${name}: ${share(brief)} new connections and ${share(long)} long requests failed, UDP was silent for ${silence(flows)} ms at most`,
-    );
-    for (const {
-      mesh: { name },
-      troubles,
-    } of round)
-      for (const trouble of troubles.slice(0, toldTroubles)) progress(`${name}: ${trouble}`);
-    progress(`update ${at + 1} of ${rounds}, ${order}, ${seconds.toFixed(0)} s: ${told.join('; ')}`);
-    done.push(...round);
+    // One after the other: a slow machine has enough to do with the tasks of one.
+    for (const mesh of meshes.all) {
+      const began = performance.now();
+      const round = await update(o, mesh, order);
+      const seconds = (performance.now() - began) / 1000;
+      for (const trouble of round.troubles.slice(0, toldTroubles)) progress(`${mesh.name}: ${trouble}`);
+      const { brief, long, flows } = round;
+      progress(
+        `update ${at + 1} of ${rounds}, ${order}, ${seconds.toFixed(0)} s, ${mesh.name}: ${share(brief)} new connections ` +
+          `and ${share(long)} long requests failed, UDP was silent for ${silence(flows)} ms at most`,
+      );
+      done.push(round);
+    }
   }
   return summarize(o, done, meshes);
 }
@@ -85,67 +84,64 @@ const silence = (flows: readonly Flow[]): number => Math.max(...flows.map(({ sil
 
 const share = ({ begun, failed }: Count): string => `${failed} of ${begun}`;
 
-/** One update of each mesh's service, side by side. */
+/** One update of a mesh's service, under its load. */
 async function update(
   { cluster, perSecond, long, flows: flowsPerNode, parallelism }: RolloutOptions,
-  meshes: readonly Mesh[],
+  mesh: Mesh,
   order: Order,
-): Promise<Round[]> {
+): Promise<Round> {
   const { nodes, client } = cluster.lab;
-  const loads = await Promise.all(
-    meshes.map(async (mesh, at) => {
-      const each = (path: string, intervalMs: number, withinMs: number): Promise<Load[]> =>
-        Promise.all(
-          nodes.map((node) =>
-            startLoad(client, `http://${node.address}:${mesh.service.port}${path}`, {
-              intervalMs: intervalMs * nodes.length,
-              timeoutMs: withinMs,
-            }),
-          ),
-        );
-      const [brief, slow, flows] = await Promise.all([
-        each('/', 1_000 / perSecond, timeoutMs),
-        each(`/slow?ms=${longMs}`, longMs / long, timeoutMs + longMs),
-        Promise.all(
-          nodes.map((node, index) => {
-            const first = firstFlowPort + (at * nodes.length + index) * flowsPerNode;
-            const localPorts = Array.from({ length: flowsPerNode }, (_, number) => first + number);
-            const to = { host: node.address, port: mesh.service.udpPort };
-            return startFlows(client, { to, localPorts, intervalMs: datagramMs });
-          }),
-        ),
-      ]);
-      return { mesh, brief, long: slow, flows };
-    }),
-  );
+  const { service } = mesh;
+  const each = (path: string, intervalMs: number, withinMs: number): Promise<Load[]> =>
+    Promise.all(
+      nodes.map((node) =>
+        startLoad(client, `http://${node.address}:${service.port}${path}`, {
+          intervalMs: intervalMs * nodes.length,
+          timeoutMs: withinMs,
+        }),
+      ),
+    );
+  const [brief, slow, running] = await Promise.all([
+    each('/', 1_000 / perSecond, timeoutMs),
+    each(`/slow?ms=${longMs}`, longMs / long, timeoutMs + longMs),
+    Promise.all(
+      nodes.map((node, index) => {
+        const first = firstFlowPort + index * flowsPerNode;
+        const localPorts = Array.from({ length: flowsPerNode }, (_, number) => first + number);
+        const to = { host: node.address, port: service.udpPort };
+        return startFlows(client, { to, localPorts, intervalMs: datagramMs });
+      }),
+    ),
+  ]);
   await sleep(beforeMs);
   const start = Date.now();
-  await Promise.all(meshes.map(({ service }) => cluster.update(service, { order, parallelism })));
-  return Promise.all(
-    loads.map(async ({ mesh, brief, long: slow, flows: running }) => {
-      const stop = async (list: Load[]): Promise<Outcome[]> =>
-        (await Promise.all(list.map((load) => load.stop()))).flat();
-      const [briefs, longs, ...flows] = await Promise.all([
-        stop(brief),
-        stop(slow),
-        ...running.map((each) => each.stop()),
-      ]);
-      const failures = [...briefs, ...longs].flatMap(({ at, connected, task, error }) =>
-        error === undefined
-          ? []
-          : `begun ${at - start} ms after the update, connected after ${connected ?? '–'} ms to ${task ?? 'nobody'}: ${error}`,
-      );
-      const silences = flows
-        .flat()
-        .flatMap(({ port, answers, silentMs, silentAt, moved, tasks }) =>
-          silentMs <= silentGoalMs
-            ? []
-            : `UDP from port ${port}, ${answers} answers of ${tasks} tasks: silent for ${silentMs} ms from ${silentAt - start} ms after the update on, then ${moved ? 'another' : 'the same'} task`,
-        );
-      const troubles = [...failures, ...silences];
-      return { order, mesh, brief: count(briefs), long: count(longs), flows: flows.flat(), troubles };
-    }),
+  await cluster.update(service, { order, parallelism });
+  const stop = async (loads: Load[]): Promise<Outcome[]> =>
+    (await Promise.all(loads.map((load) => load.stop()))).flat();
+  const [briefs, longs, ...ended] = await Promise.all([
+    stop(brief),
+    stop(slow),
+    ...running.map((flow) => flow.stop()),
+  ]);
+  const flows = ended.flat();
+  const failures = [...briefs, ...longs].flatMap(({ at, connected, task, error }) =>
+    error === undefined
+      ? []
+      : `begun ${at - start} ms after the update, connected after ${connected ?? '–'} ms to ${task ?? 'nobody'}: ${error}`,
   );
+  const silences = flows.flatMap(({ port, answers, silentMs, silentAt, moved, tasks }) =>
+    silentMs <= silentGoalMs
+      ? []
+      : `UDP from port ${port}, ${answers} answers of ${tasks} tasks: silent for ${silentMs} ms from ${silentAt - start} ms after the update on, then ${moved ? 'another' : 'the same'} task`,
+  );
+  return {
+    order,
+    mesh,
+    brief: count(briefs),
+    long: count(longs),
+    flows,
+    troubles: [...failures, ...silences],
+  };
 }
 
 function count(outcomes: readonly Outcome[]): Count {
