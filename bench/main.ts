@@ -6,6 +6,7 @@ import { parseArgs } from 'node:util';
 import { execa } from 'execa';
 import { buildPlugin } from '../rootfs/build.ts';
 import { Lab } from '../test/lab/lab.ts';
+import { prepareConsul } from '../test/lab/consul.ts';
 import { prepareDockerDisk } from '../test/lab/vm/docker.ts';
 import type { Disk } from '../test/lab/vm/qemu.ts';
 import { Vm } from '../test/lab/vm.ts';
@@ -157,6 +158,8 @@ async function inGuest(
   progress: Progress,
   { nodes = 0 } = {},
 ): Promise<Measured> {
+  // Inside there is no network to fetch it from.
+  await prepareConsul({ progress, signal });
   const disks: Disk[] = [];
   for (let node = 0; node < nodes; node += 1) {
     // What is written goes to a copy of each disk's own, so one file does for all nodes.

@@ -44,6 +44,8 @@ export interface DnsServerOptions {
   forwarder: Pick<Forwarder, 'ask'>;
   /** That answer beside this one when there is much to do; by default as many as pay on this machine. */
   threads?: number;
+  /** Questions a second from which on they answer. */
+  busyRate?: number;
   log: Log;
 }
 
@@ -86,6 +88,7 @@ export class DnsServer {
     this.#options = options;
     this.#workers = new Workers({
       threads: options.threads ?? defaultThreads,
+      busyRate: options.busyRate,
       answer: (question, from) => this.handle(question, from, 'udp'),
       onReady: () => void this.#leave(),
       onGone: () => this.#comeBack(),

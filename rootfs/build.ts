@@ -42,6 +42,16 @@ const mainFile = 'main.mjs';
 /** What else is bundled: a thread's program, by the name under which the main one looks for it beside itself. */
 const threads: Record<string, string> = { 'dns-worker.mjs': join(root, 'dns', 'worker.ts') };
 
+/**
+ * What cannot be bundled, for it holds machine code, with the files that are loaded; the licence has to go along. It is
+ * looked for in node_modules/ beside the bundle.
+ */
+const addons: Record<string, string[]> = {
+  koffi: ['package.json', 'index.js', 'src/koffi/index.js', 'LICENSE.txt'],
+  [`@koromix/koffi-linux-${process.arch}`]: ['package.json', 'index.js', `linux_${process.arch}/koffi.node`],
+};
+const addonsDir = 'node_modules';
+
 /** Every program taken from Debian, by the absolute path it is called by: there is no shell and no PATH. */
 const debianPrograms = [
   '/usr/bin/ip',
@@ -140,6 +150,9 @@ export async function buildPlugin(o: BuildOptions = {}): Promise<Built> {
     for (const dir of directories) await mkdir(join(rootfs, dir), { recursive: true });
     await copyDebian(rootfs);
     for (const [path, program] of programs) await writeFile(join(rootfs, path), program);
+    for (const [addon, files] of Object.entries(addons))
+      for (const file of files)
+        await cp(join(root, addonsDir, addon, file), join(rootfs, bundleDir, addonsDir, addon, file));
     await cp(join(root, 'config.json'), join(fresh, 'config.json'));
     await normalise(fresh);
 
@@ -165,7 +178,8 @@ export async function buildPlugin(o: BuildOptions = {}): Promise<Built> {
 async function digest(programs: Iterable<Uint8Array>): Promise<string> {
   const hash = createHash('sha256');
   for (const program of programs) hash.update(program);
-  const files = ['config.json', 'rootfs/build.ts', 'rootfs/programs.ts', 'node_modules/node/package.json'];
+  const versions = ['node', ...Object.keys(addons)].map((name) => join(addonsDir, name, 'package.json'));
+  const files = ['config.json', 'rootfs/build.ts', 'rootfs/programs.ts', ...versions];
   for (const file of [...files.map((f) => join(root, f)), `${debianDir}.packages`]) {
     hash.update(await readFile(file));
   }
@@ -212,6 +226,7 @@ async function bundle(entry: string): Promise<Uint8Array> {
     platform: 'node',
     target: 'node24',
     format: 'esm',
+    external: Object.keys(addons),
     legalComments: 'eof',
     minifyWhitespace: true,
     minifySyntax: true,

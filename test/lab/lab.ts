@@ -125,7 +125,9 @@ export class Lab implements AsyncDisposable {
         await writeRecord(name, { plan, nodes: nodes.map((each) => each.name) });
       }
       progress('starting Docker');
-      await Promise.all(nodes.map((node) => node.startDocker(signal)));
+      // dockerd gives containerd 15 s to start, which two at once exceed on a slow processor.
+      if (slowness > 1) for (const node of nodes) await node.startDocker(signal);
+      else await Promise.all(nodes.map((node) => node.startDocker(signal)));
       return new Lab(name, plan, nodes);
     } catch (error) {
       await Lab.down(name);

@@ -10,7 +10,7 @@ import { createPlugin } from '../../../rootfs/create.ts';
 import { withLock } from '../../../rootfs/lock.ts';
 import { loadImage, prepareImage } from '../image.ts';
 import { Lab } from '../lab.ts';
-import { toolsDir } from '../tools.ts';
+import { prepareTools, toolsDir } from '../tools.ts';
 import { prepareParts } from './parts.ts';
 import type { Disk } from './qemu.ts';
 
@@ -34,6 +34,8 @@ export async function prepareDockerDisk(
   const { progress = () => {}, signal } = o;
   await buildPlugin(o);
   const image = await prepareImage(o);
+  // Before the key is made of what it leaves: on a fresh machine the next call's would be another one.
+  await prepareTools(o);
   const { mke2fs, mke2fsConf, libraries } = await prepareParts({ progress, signal });
   await mkdir(cacheDir, { recursive: true });
   return withLock(`${cacheDir}.lock`, { timeoutMs: lockTimeoutMs, signal }, async () => {
