@@ -42,12 +42,9 @@ const mainFile = 'main.mjs';
 /** What else is bundled: a thread's program, by the name under which the main one looks for it beside itself. */
 const threads: Record<string, string> = { 'dns-worker.mjs': join(root, 'dns', 'worker.ts') };
 
-/**
- * What cannot be bundled, for it holds machine code, with the files that are loaded; the licence has to go along. It is
- * looked for in node_modules/ beside the bundle.
- */
+/** What cannot be bundled, for it holds machine code: looked for in node_modules/ beside the bundle. And its licence. */
 const addons: Record<string, string[]> = {
-  koffi: ['package.json', 'index.js', 'src/koffi/index.js', 'LICENSE.txt'],
+  koffi: ['package.json', 'LICENSE.txt'],
   [`@koromix/koffi-linux-${process.arch}`]: ['package.json', 'index.js', `linux_${process.arch}/koffi.node`],
 };
 const addonsDir = 'node_modules';
@@ -226,7 +223,6 @@ async function bundle(entry: string): Promise<Uint8Array> {
     platform: 'node',
     target: 'node24',
     format: 'esm',
-    external: Object.keys(addons),
     legalComments: 'eof',
     minifyWhitespace: true,
     minifySyntax: true,
