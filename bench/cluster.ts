@@ -91,16 +91,17 @@ export class Cluster {
     const { lab, consuls, managers = lab.nodes.length, prepared = false, progress, signal } = o;
     const more = { progress, ...(signal ? { signal } : {}) };
     const image = await prepareImage(more);
+    const CAUSEWAY_STORE = lab.consulStoreOf(consuls);
+    // Before there is anything else to do for a processor that may be slow: Docker gives a plugin twelve seconds to listen.
+    for (const node of prepared ? lab.nodes : []) {
+      await node.docker(['plugin', 'set', pluginName, `CAUSEWAY_STORE=${CAUSEWAY_STORE}`], { signal });
+      await enablePlugin(node, pluginName, signal);
+      progress(`${pluginName} is enabled on ${node.name}`);
+    }
     await lab.startConsul({ servers: consuls, ...more });
-    if (prepared) {
-      for (const node of lab.nodes) {
-        await node.docker(['plugin', 'set', pluginName, `CAUSEWAY_STORE=${lab.consulStore}`], { signal });
-        await enablePlugin(node, pluginName, signal);
-        progress(`${pluginName} is enabled on ${node.name}`);
-      }
-    } else {
+    if (!prepared) {
       await Promise.all(lab.nodes.map((node) => loadImage(node, image)));
-      await lab.installPlugin({ set: { CAUSEWAY_STORE: lab.consulStore }, ...more });
+      await lab.installPlugin({ set: { CAUSEWAY_STORE }, ...more });
     }
     await lab.formSwarm({ managers, ...(signal ? { signal } : {}) });
     const cluster = new Cluster(lab, image.id, signal);

@@ -1,6 +1,6 @@
-// Owns DNS over UDP: one socket, which gives prepared answers by itself and passes on all other questions, and which may
-// leave the port to others without a question lost.
-// Must not know what is in a message, nor import what does: each worker thread loads this (worker.ts).
+// Owns DNS over UDP in the main thread: one socket, which gives prepared answers by itself and passes on all other questions,
+// and which may leave the port to others (worker.ts) without a question lost.
+// Must not know what is in a message.
 import { createSocket, type Socket } from 'node:dgram';
 import { once } from 'node:events';
 import { isIPv6 } from 'node:net';

@@ -317,9 +317,15 @@ export class Lab implements AsyncDisposable {
 
   /** The value of CAUSEWAY_STORE that leads to all Consul servers. @throws Error when there is none. */
   get consulStore(): string {
-    const servers = this.#consulNodes.map(({ address }) => `${address}:${consulPort}`);
-    if (servers.length === 0) throw new Error(`Lab ${this.name} has no Consul server.`);
-    return `consul://${servers.join(',')}`;
+    const servers = this.#consulNodes.length;
+    if (servers === 0) throw new Error(`Lab ${this.name} has no Consul server.`);
+    return this.consulStoreOf(servers);
+  }
+
+  /** What {@link consulStore} will be once so many servers are started. */
+  consulStoreOf(servers: number): string {
+    const addresses = this.nodes.slice(0, servers).map(({ address }) => `${address}:${consulPort}`);
+    return `consul://${addresses.join(',')}`;
   }
 
   /**
