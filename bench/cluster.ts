@@ -189,9 +189,9 @@ export class Cluster {
     const causeway = mesh('Causeway', 'causeway', 8080);
     const dockers = dockersMesh ? mesh("Docker's mesh", 'overlay', 8090) : undefined;
     const all = dockers === undefined ? [causeway] : [causeway, dockers];
-    progress('deploying');
     // One after the other: a slow machine has enough to do with the tasks of one.
     for (const one of all) {
+      progress(`deploying ${one.service.name}`);
       await this.network(one.service.network, one.driver);
       await this.service(one.service);
       await this.allServe([one]);
