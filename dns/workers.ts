@@ -11,7 +11,7 @@ import type { Answer, FromWorker, ToWorker, WorkerSettings } from './worker.ts';
 export interface WorkersOptions {
   /** At most. */
   threads: number;
-  /** Questions a second from which on they answer. Default: when the main thread is busy enough, which could answer three times as many. */
+  /** Questions a second from which on they answer. */
   busyRate?: number | undefined;
   /** Answers a question that a worker could not. */
   answer: (question: Buffer, address: string) => Reply | undefined | Promise<Reply>;
@@ -22,7 +22,7 @@ export interface WorkersOptions {
   onError: (error: Error) => void;
 }
 
-/** From this many questions a second on. */
+/** At this rate the main thread is busy enough; it could answer three times as many. */
 const defaultBusyRate = 20_000;
 /** How many in a row are measured together, and how often that has to be above the rate. */
 const measured = 512;

@@ -317,15 +317,14 @@ export class Lab implements AsyncDisposable {
 
   /** The value of CAUSEWAY_STORE that leads to all Consul servers. @throws Error when there is none. */
   get consulStore(): string {
-    const servers = this.#consulNodes.length;
-    if (servers === 0) throw new Error(`Lab ${this.name} has no Consul server.`);
-    return this.consulStoreOf(servers);
+    const nodes = this.#consulNodes;
+    if (nodes.length === 0) throw new Error(`Lab ${this.name} has no Consul server.`);
+    return consulStoreOn(nodes);
   }
 
   /** What {@link consulStore} will be once so many servers are started. */
   consulStoreOf(servers: number): string {
-    const addresses = this.nodes.slice(0, servers).map(({ address }) => `${address}:${consulPort}`);
-    return `consul://${addresses.join(',')}`;
+    return consulStoreOn(this.nodes.slice(0, servers));
   }
 
   /**
@@ -380,4 +379,8 @@ async function writeRecord(lab: string, record: LabRecord): Promise<void> {
   const file = recordFile(lab);
   await writeFile(`${file}.new`, JSON.stringify(record, null, 2));
   await rename(`${file}.new`, file);
+}
+
+function consulStoreOn(nodes: readonly LabNode[]): string {
+  return `consul://${nodes.map(({ address }) => `${address}:${consulPort}`).join(',')}`;
 }
