@@ -26,7 +26,7 @@ const engine = process.env['CAUSEWAY_TEST_LB'] ?? 'nft';
 const briefly = 700 * slowness;
 
 describe(`data path between nodes, engine ${engine}`, function () {
-  this.timeout(120_000 * slowness);
+  this.timeout(240_000 * slowness);
   let directory: string;
   let consul: Running;
   let world: World;
