@@ -1,6 +1,6 @@
 // Owns the heartbeat on the wire: 64 bytes, question and answer alike, so that no answer is longer than its question.
 // Must not decide what a heartbeat means.
-import { createHash, createHmac, timingSafeEqual } from 'node:crypto';
+import { createHash, createHmac, timingSafeEqual, type KeyObject } from 'node:crypto';
 
 /**
  * One heartbeat. Numbers are big-endian.
@@ -46,7 +46,7 @@ export function revisionDigestOf(revision: string): string {
 }
 
 /** @param recipient the digest of the node it goes to: no other accepts it */
-export function encode(datagram: Datagram, recipient: string, secret: Buffer): Buffer {
+export function encode(datagram: Datagram, recipient: string, secret: KeyObject): Buffer {
   const bytes = Buffer.alloc(datagramBytes);
   magic.copy(bytes);
   bytes.writeUInt8(kinds[datagram.kind], 4);
@@ -63,7 +63,7 @@ export function encode(datagram: Datagram, recipient: string, secret: Buffer): B
  * @param self the digest of this node
  * @returns undefined for everything that no node of this cluster sent to this one
  */
-export function decode(bytes: Buffer, self: string, secret: Buffer): Datagram | undefined {
+export function decode(bytes: Buffer, self: string, secret: KeyObject): Datagram | undefined {
   if (bytes.length !== datagramBytes || !bytes.subarray(0, 4).equals(magic)) return undefined;
   if (!timingSafeEqual(bytes.subarray(signedBytes), mac(bytes, self, secret))) return undefined;
   const kind = bytes.readUInt8(4);
@@ -78,7 +78,7 @@ export function decode(bytes: Buffer, self: string, secret: Buffer): Datagram | 
   };
 }
 
-function mac(bytes: Buffer, recipient: string, secret: Buffer): Buffer {
+function mac(bytes: Buffer, recipient: string, secret: KeyObject): Buffer {
   return createHmac('sha256', secret)
     .update(label)
     .update(bytes.subarray(0, signedBytes))

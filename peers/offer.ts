@@ -1,6 +1,6 @@
 // Owns the exchange of a payload between two nodes over TCP: each proves to the other that it knows the secret.
 // Must not know what is in a payload, nor keep a connection open.
-import { createHmac, randomBytes, timingSafeEqual } from 'node:crypto';
+import { createHmac, randomBytes, timingSafeEqual, type KeyObject } from 'node:crypto';
 import { connect, type Socket } from 'node:net';
 import { z } from 'zod';
 
@@ -42,7 +42,7 @@ export interface FetchOptions {
   /** The digests of both nodes, see datagram.ts. */
   self: string;
   peer: string;
-  secret: Buffer;
+  secret: KeyObject;
   signal: AbortSignal;
 }
 
@@ -83,7 +83,7 @@ export async function fetchOffer(options: FetchOptions): Promise<Offer> {
 export async function serveOffer(
   socket: Socket,
   self: string,
-  secret: Buffer,
+  secret: KeyObject,
   read: () => Offer,
 ): Promise<void> {
   await bounded(socket, async (inbox) => {
@@ -109,7 +109,7 @@ export async function serveOffer(
 
 type Sign = (label: 'server' | 'client' | 'offer', body?: Buffer) => Buffer;
 
-function signer(secret: Buffer, hello: Buffer, nonce: Buffer, server: string): Sign {
+function signer(secret: KeyObject, hello: Buffer, nonce: Buffer, server: string): Sign {
   return (label, body = Buffer.alloc(0)) =>
     createHmac('sha256', secret)
       .update(`causeway exchange ${label}`)

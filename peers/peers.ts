@@ -1,6 +1,6 @@
 // Owns watching other nodes directly: the sockets, the clock, and who is watched.
 // Must not judge (verdict.ts), nor know what a node or an offer is to the rest.
-import { randomBytes } from 'node:crypto';
+import { randomBytes, type KeyObject } from 'node:crypto';
 import { createSocket, type RemoteInfo, type Socket as UdpSocket } from 'node:dgram';
 import { once } from 'node:events';
 import { createServer, isIPv6, type Server, type Socket } from 'node:net';
@@ -27,8 +27,8 @@ export interface PeersOptions {
   self: Node;
   /** UDP and TCP, the same on every node. */
   port: number;
-  /** The secret of the cluster, as far as it is known. Asked for with every datagram. */
-  secret: () => Buffer | undefined;
+  /** The secret of the cluster, as far as it is known. Asked for with every datagram: a key made ready once, not bytes. */
+  secret: () => KeyObject | undefined;
   log: Log;
   /** A monotonic clock in milliseconds. */
   now?: () => number;

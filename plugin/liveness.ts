@@ -1,6 +1,6 @@
 // Owns which nodes count as lost: it has them watched, and tells what they offer while the store is away.
 // Must not judge a node (peers/), nor take anything of a lost node away: what is hidden comes back.
-import { randomBytes } from 'node:crypto';
+import { createSecretKey, randomBytes, type KeyObject } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { openPeers, type Peers, type PeersOptions, type PeerView } from '../peers/peers.ts';
 import type { NodeRecord, Records } from '../store/records.ts';
@@ -27,7 +27,7 @@ export class Liveness {
   #peers: Peers | undefined;
   /** By which {@link #peers} speaks. */
   #address: string | undefined;
-  #secret: Buffer | undefined;
+  #secret: KeyObject | undefined;
   #hidden: ReadonlySet<string> = new Set();
 
   constructor(options: LivenessOptions) {
@@ -97,11 +97,11 @@ export class Liveness {
   }
 
   /** The cluster's secret: made by whoever comes first. */
-  async #readSecret(): Promise<Buffer> {
+  async #readSecret(): Promise<KeyObject> {
     const { secret } = (await this.#options.records.cluster.update(
       'secret',
       (record) => record ?? { v: 1, secret: randomBytes(32).toString('hex') },
     )) ?? { secret: '' };
-    return Buffer.from(secret, 'hex');
+    return createSecretKey(secret, 'hex');
   }
 }

@@ -1,5 +1,6 @@
 // Owns what a node is in the tests of peers/: it watches one other node, and tells every verdict as a line of JSON.
 // Must not assert anything.
+import { createSecretKey } from 'node:crypto';
 import { openPeers } from '../../peers/peers.ts';
 
 /** The only argument, as JSON. */
@@ -18,10 +19,11 @@ const tell = (line: Line): boolean => process.stdout.write(JSON.stringify(line) 
 
 const { self, peer, port, secret } = JSON.parse(process.argv[2] ?? '') as Settings;
 const logged = (level: string) => (fields: object, message: string) => void tell({ level, message, fields });
+const key = createSecretKey(secret, 'utf8');
 const peers = await openPeers({
   self,
   port,
-  secret: () => Buffer.from(secret),
+  secret: () => key,
   log: { info: logged('info'), warn: logged('warn'), debug: logged('debug') },
 });
 const say = (): void => {

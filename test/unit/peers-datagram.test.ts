@@ -1,7 +1,7 @@
 // Owns the tests of the heartbeat on the wire.
 // Must not need sockets.
 import assert from 'node:assert/strict';
-import { randomBytes } from 'node:crypto';
+import { createSecretKey, randomBytes } from 'node:crypto';
 import {
   datagramBytes,
   decode,
@@ -12,7 +12,7 @@ import {
   type Datagram,
 } from '../../peers/datagram.ts';
 
-const secret = Buffer.from('the secret of the cluster');
+const secret = createSecretKey('the secret of the cluster', 'utf8');
 const a = digestOf('node-a');
 const b = digestOf('node-b');
 const datagram: Datagram = {
@@ -37,7 +37,7 @@ describe('a heartbeat', () => {
     const bytes = encode(datagram, b, secret);
     assert.equal(decode(bytes, a, secret), undefined);
     assert.equal(decode(bytes, digestOf('node-c'), secret), undefined);
-    assert.equal(decode(bytes, b, Buffer.from('another secret')), undefined);
+    assert.equal(decode(bytes, b, createSecretKey('another secret', 'utf8')), undefined);
   });
 
   it('is dropped when any bit of it was changed', () => {

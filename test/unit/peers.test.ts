@@ -1,7 +1,7 @@
 // Owns the tests of nodes that watch each other over real sockets, each on an address of the loopback device.
 // Must not need root; what a dead link does is in test/kernel/peers.test.ts.
 import assert from 'node:assert/strict';
-import { randomBytes } from 'node:crypto';
+import { createSecretKey, randomBytes, type KeyObject } from 'node:crypto';
 import { createSocket } from 'node:dgram';
 import { once } from 'node:events';
 import { connect, createServer, type AddressInfo } from 'node:net';
@@ -11,7 +11,7 @@ import { fetchOffer, maxOfferBytes } from '../../peers/offer.ts';
 import { openPeers, PeersUnavailable, type Peers, type PeersOptions } from '../../peers/peers.ts';
 import { captureLog } from '../fake/log.ts';
 
-const secret = Buffer.from('the secret of the cluster');
+const secret = createSecretKey('the secret of the cluster', 'utf8');
 const a = { id: 'a', address: '127.0.19.1' };
 const b = { id: 'b', address: '127.0.19.2' };
 const heartbeat: Datagram = {
@@ -95,7 +95,7 @@ describe('peers on real sockets', () => {
   });
 
   it('without a secret go by TCP alone, and take it up when it comes', async () => {
-    const store: { secret?: Buffer } = {};
+    const store: { secret?: KeyObject } = {};
     const one = await start({ self: a, secret: () => store.secret });
     await start({ self: b });
     one.watch([b]);
@@ -189,7 +189,7 @@ describe('peers on real sockets', () => {
     await start({ self: b, offers: { revision: () => '1', read: () => 'the payload' } });
     assert.deepEqual(await fetchOffer({ ...fetching(), secret }), { revision: '1', payload: 'the payload' });
     await assert.rejects(
-      fetchOffer({ ...fetching(), secret: Buffer.from('wrong') }),
+      fetchOffer({ ...fetching(), secret: createSecretKey('wrong', 'utf8') }),
       /does not know the secret/,
     );
     await assert.rejects(
