@@ -36,8 +36,9 @@ const lookEvery = 30_000;
 /** A failed look is repeated after this, in milliseconds. */
 const retryAfter = 1_000;
 
-/** One that is not done is repeated after this, in milliseconds. */
+/** One that is not done is repeated after this, in milliseconds, and then ever more slowly until there is a hint. */
 const soon = 100;
+const growth = 1.2;
 
 export class Containers {
   readonly #options: ContainersOptions;
@@ -59,10 +60,12 @@ export class Containers {
       })(),
     ]);
     let quiet = true;
+    let undone = 0;
     while (!signal.aborted) {
       let pause = lookEvery;
       try {
-        if (!(await this.#look(signal))) pause = soon;
+        if (await this.#look(signal)) undone = 0;
+        else pause = Math.min(soon * growth ** undone++, lookEvery);
         quiet = true;
       } catch (error) {
         if (quiet)
@@ -70,7 +73,7 @@ export class Containers {
         quiet = false;
         pause = retryAfter;
       }
-      await this.#hints.wait(pause, signal);
+      if (await this.#hints.wait(pause, signal)) undone = 0;
     }
     await following;
   }

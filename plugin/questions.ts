@@ -14,10 +14,18 @@ export interface QuestionsOptions {
   /** Where the host's /run and /proc/sys/net are. */
   hostRun: string;
   sysctls: string;
+  /** A monotonic clock in milliseconds. */
+  now?: () => number;
 }
 
-/** So often a sandbox that Docker has not finished is looked at in vain until that is told. */
-const patience = 100;
+/**
+ * A sandbox that Docker has not finished is tried again after the first of these, in milliseconds, then ever more slowly up
+ * to the second: each try is a process. So often in vain is told, 20 s after the first.
+ */
+const firstPause = 100;
+const longestPause = 30_000;
+const growth = 1.2;
+const patience = 20;
 
 export class Questions {
   readonly #options: QuestionsOptions;
@@ -25,11 +33,13 @@ export class Questions {
   readonly #redirected = new Map<string, Redirection>();
   /** Sandboxes left to Docker's resolver, by the settings or after trouble that was told. */
   readonly #left = new Set<string>();
-  /** How often in vain, by sandbox. */
-  readonly #tries = new Map<string, number>();
+  /** By sandbox, how often it was tried in vain, and when it is tried again. */
+  readonly #vain = new Map<string, { tries: number; next: number }>();
+  readonly #now: () => number;
 
   constructor(options: QuestionsOptions) {
     this.#options = options;
+    this.#now = options.now ?? (() => performance.now());
   }
 
   /**
@@ -57,7 +67,7 @@ export class Questions {
         // Mostly it is gone, and took the rules along.
         await undirect(this.#options.run, path).catch(() => undefined);
       }
-    for (const some of [this.#left, this.#tries])
+    for (const some of [this.#left, this.#vain])
       for (const sandbox of some.keys()) if (!wanted.has(sandbox)) some.delete(sandbox);
     let done = true;
     for (const [sandbox, gateway] of wanted) {
@@ -74,6 +84,7 @@ export class Questions {
    */
   async #leadOne(sandbox: string, gateway: string, port: number): Promise<boolean> {
     const { run, sysctls } = this.#options;
+    if (this.#now() < (this.#vain.get(sandbox)?.next ?? 0)) return this.#left.has(sandbox);
     const path = this.#path(sandbox);
     try {
       const resolver = await readResolverPorts(run, path);
@@ -82,7 +93,7 @@ export class Questions {
       await redirect(run, sysctls, redirection);
       this.#redirected.set(sandbox, redirection);
       this.#left.delete(sandbox);
-      this.#tries.delete(sandbox);
+      this.#vain.delete(sandbox);
       return true;
     } catch (error) {
       return this.#giveUp(sandbox, error);
@@ -90,9 +101,10 @@ export class Questions {
   }
 
   #giveUp(sandbox: string, error: unknown): boolean {
-    const tries = (this.#tries.get(sandbox) ?? 0) + 1;
-    this.#tries.set(sandbox, tries);
-    if (tries < patience) return false;
+    const { tries } = this.#vain.get(sandbox) ?? { tries: 0 };
+    const pause = Math.min(firstPause * growth ** tries, longestPause);
+    this.#vain.set(sandbox, { tries: tries + 1, next: this.#now() + pause });
+    if (tries + 1 < patience) return false;
     if (!this.#left.has(sandbox))
       this.#options.log.warn(
         { error, sandbox },
