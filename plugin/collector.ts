@@ -35,6 +35,15 @@ export interface CollectorOptions {
   grace: number;
 }
 
+/**
+ * An endpoint of this node whose sandbox is missing: without a link, or `linked` to nothing. A pair whose other end is
+ * still here is on its way into its sandbox, or the daemon was killed before it took it along.
+ */
+interface Orphan {
+  endpoint: EndpointRecord;
+  linked: boolean;
+}
+
 export class Collector {
   readonly #options: CollectorOptions;
   /** When each thing was first seen without a holder. */
@@ -50,9 +59,8 @@ export class Collector {
    */
   async collect(observation: Observation, elected: boolean): Promise<void> {
     const seen = new Set<string>();
-    await this.unjoin();
     const cluster = elected ? observation.swarm : undefined;
-    await this.#endpoints(seen);
+    await this.#endpoints(await this.unjoin(), seen);
     await this.#presence(seen);
     if (cluster !== undefined) {
       await this.#networks(observation, seen);
@@ -65,23 +73,23 @@ export class Collector {
   /**
    * Tells the others at once that sandboxes of this node are gone: after a loss of power they would be sent traffic
    * again with this node's first sign of life. A link that is there belongs to a sandbox that is.
+   *
+   * @returns endpoints of this node whose sandbox is missing
    */
-  async unjoin(): Promise<void> {
+  async unjoin(): Promise<Orphan[]> {
     const { records, log } = this.#options;
-    for (const { endpoint, linked } of await this.#orphans()) {
+    const orphans = await this.#orphans();
+    for (const { endpoint, linked } of orphans) {
       if (linked || endpoint.sandbox === undefined) continue;
       await records.endpoints.update(endpointKey(endpoint), (record) => record && unjoined(record), {
         offline: true,
       });
       log.info({ endpoint: endpoint.id, address: endpoint.address }, 'an endpoint lost its sandbox');
     }
+    return orphans;
   }
 
-  /**
-   * Endpoints of this node whose sandbox is missing: without a link, or `linked` to nothing. A pair whose other end is
-   * still here is on its way into its sandbox, or the daemon was killed before it took it along.
-   */
-  async #orphans(): Promise<{ endpoint: EndpointRecord; linked: boolean }[]> {
+  async #orphans(): Promise<Orphan[]> {
     const { records, run, node } = this.#options;
     // First the records: a link is made before it is in them.
     const { rows } = await records.endpoints.list();
@@ -103,9 +111,9 @@ export class Collector {
   }
 
   /** Sandboxes that ended without Leave (a daemon that was killed) take their link with them. */
-  async #endpoints(seen: Set<string>): Promise<void> {
+  async #endpoints(orphans: readonly Orphan[], seen: Set<string>): Promise<void> {
     const { records, run, log } = this.#options;
-    for (const { endpoint, linked } of await this.#orphans()) {
+    for (const { endpoint, linked } of orphans) {
       if (!this.#isOverdue(`endpoint ${endpoint.id}`, seen, linked ? startGraces : 1)) continue;
       if (linked) await deleteLink(run, vethName(endpoint.id));
       await records.endpoints.delete(endpointKey(endpoint), { offline: true });

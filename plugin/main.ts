@@ -40,6 +40,12 @@ import { createPluginServer, pluginMethods } from './server.ts';
 /** How long Docker must not know of an address before it is freed: longer than any of its own hand-overs. */
 const collectGrace = 60_000;
 
+/**
+ * From one look for what Docker forgot to the next, in milliseconds: Docker's events bring looks at it ten times a second,
+ * and each of these starts a process.
+ */
+const collectRest = 1_000;
+
 const stop = new AbortController();
 
 async function main(): Promise<void> {
@@ -173,6 +179,7 @@ async function main(): Promise<void> {
         log.debug({ error }, 'what Docker forgot could not be looked for: the next look does');
       }
     },
+    { restMs: collectRest, signal: stop.signal },
   );
   const serveContainers = async (): Promise<void> => {
     const port = names && (await startNames(names, config.CAUSEWAY_DNS_PORT, log));

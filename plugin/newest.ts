@@ -1,15 +1,25 @@
 // Owns giving a slow worker the newest of what comes in.
 // Must not know what is worked on.
+import { setTimeout as sleep } from 'node:timers/promises';
+
+export interface NewestOptions {
+  /** So many milliseconds lie between two pieces of work. */
+  restMs?: number;
+  /** Ends the rest, and with it all work. */
+  signal?: AbortSignal;
+}
 
 /** One piece of work at a time; what came in meanwhile and is not the newest is never worked on. */
 export class Newest<T> {
   readonly #work: (input: T) => Promise<void>;
+  readonly #options: NewestOptions;
   #next: { input: T } | undefined;
   #running: Promise<void> | undefined;
 
   /** @param work must not throw */
-  constructor(work: (input: T) => Promise<void>) {
+  constructor(work: (input: T) => Promise<void>, options: NewestOptions = {}) {
     this.#work = work;
+    this.#options = options;
   }
 
   /** Returns at once. */
@@ -24,10 +34,12 @@ export class Newest<T> {
   }
 
   async #run(): Promise<void> {
-    while (this.#next !== undefined) {
+    const { restMs = 0, signal } = this.#options;
+    while (this.#next !== undefined && signal?.aborted !== true) {
       const { input } = this.#next;
       this.#next = undefined;
       await this.#work(input);
+      if (restMs > 0) await sleep(restMs, undefined, { signal }).catch(() => undefined);
     }
   }
 }

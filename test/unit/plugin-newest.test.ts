@@ -21,4 +21,23 @@ describe('work on the newest', () => {
     await newest.idle();
     assert.deepEqual(begun, [1, 3, 4]);
   });
+
+  it('rests between two, takes the newest after that, and is idle at once when it is told to end', async () => {
+    const begun: number[] = [];
+    const stop = new AbortController();
+    const newest = new Newest<number>(
+      (input) => {
+        begun.push(input);
+        return Promise.resolve();
+      },
+      { restMs: 20, signal: stop.signal },
+    );
+    for (const input of [1, 2, 3]) newest.give(input);
+    await newest.idle();
+    assert.deepEqual(begun, [1, 3]);
+    const long = new Newest<number>(() => Promise.resolve(), { restMs: 3_600_000, signal: stop.signal });
+    long.give(1);
+    stop.abort();
+    await long.idle();
+  });
 });
