@@ -1,7 +1,5 @@
 // Owns waiting for a hint that something changed.
 // Must not know what.
-import { setTimeout as sleep } from 'node:timers/promises';
-
 /** Remembers one hint until it is waited for. */
 export class Hints {
   #given = false;
@@ -14,14 +12,16 @@ export class Hints {
 
   /** @returns whether there was a hint before the time was over */
   async wait(milliseconds: number, signal: AbortSignal): Promise<boolean> {
-    if (!this.#given) {
-      const timer = new AbortController();
-      const woken = new Promise<void>((resolve) => (this.#wake = resolve));
-      const timeout = sleep(milliseconds, undefined, {
-        signal: AbortSignal.any([signal, timer.signal]),
-      }).catch(() => undefined);
-      await Promise.race([woken, timeout]);
-      timer.abort();
+    if (!this.#given && !signal.aborted) {
+      const { promise, resolve } = Promise.withResolvers<undefined>();
+      const end = (): void => resolve(undefined);
+      this.#wake = end;
+      // No signal of its own ends the timer: such an end is an error with a stack, made ten times a second for nobody.
+      const timer = setTimeout(end, milliseconds);
+      signal.addEventListener('abort', end);
+      await promise;
+      signal.removeEventListener('abort', end);
+      clearTimeout(timer);
     }
     const given = this.#given;
     this.#given = false;

@@ -7,9 +7,12 @@ export type Look = 'whole' | 'glance';
 /**
  * Pauses between whole looks after a hint, in milliseconds. Tasks have no events of their own: an endpoint joins some 0.2
  * to 1.5 s before Swarm's manager knows that its task runs, so one hint is worth a row of looks. The last pause repeats.
+ * Where looks take long the row has fewer of them, and is over as soon.
  */
 const pauses = [...Array.from({ length: 15 }, () => 100), 150, 250, 500, 1000, 2000, 5000];
 const longestPause = Math.max(...pauses);
+/** When each pause of the row begins at the earliest, in milliseconds since the hint. */
+const begins = pauses.map((_, at) => pauses.slice(0, at).reduce((sum, pause) => sum + pause, 0));
 
 /** After a whole look it rests for as long as that took, up to this many milliseconds. */
 const maxRest = 5_000;
@@ -31,7 +34,8 @@ export interface Looked {
 
 export class Pace {
   readonly #now: () => number;
-  /** Whole looks since the last hint. */
+  /** The last hint, and the place in the row of pauses since. */
+  #hinted: number;
   #step = 0;
   /** When a whole look may be, and when it is due; and when a glance is. */
   #rested = 0;
@@ -43,10 +47,12 @@ export class Pace {
   /** @param now a monotonic clock in milliseconds */
   constructor(now: () => number = () => performance.now()) {
     this.#now = now;
+    this.#hinted = now();
   }
 
   /** Something has happened, it is not known what. */
   hint(): void {
+    this.#hinted = this.#now();
     this.#step = 0;
     this.#whole = Math.min(this.#whole, this.#rested);
   }
@@ -62,8 +68,13 @@ export class Pace {
     const now = this.#now();
     this.#urgent = underWay.updating.length > 0 || Number.isFinite(dueIn);
     if (look === 'whole') {
-      const pause = pauses[Math.min(this.#step, pauses.length - 1)] ?? longestPause;
-      this.#step += 1;
+      const since = now - this.#hinted;
+      const step = Math.max(
+        this.#step,
+        begins.findLastIndex((begin) => begin <= since),
+      );
+      const pause = pauses[Math.min(step, pauses.length - 1)] ?? longestPause;
+      this.#step = step + 1;
       // Whatever the hints: of a large Swarm the lists are many megabytes, and Docker has other work than to make them.
       this.#rested = now + Math.min(took, maxRest);
       this.#whole = Math.max(this.#rested, now + Math.min(pause, dueIn));
