@@ -71,6 +71,8 @@ const timeoutMilliseconds = 20_000;
  * @throws {CommandError} from the runner when a command fails, cannot be started, or takes longer than 20 s
  */
 export function createRunner({ onCommand, root = '', prefix = [] }: RunnerOptions = {}): Runner {
+  // For the words of `prefix`: the tools have absolute paths.
+  const path = process.env['PATH'] ?? '';
   const libraries = root === '' ? {} : libraryEnvironment(root);
   return async (tool, args, { input, opensInput = false, sandbox, silent = false } = {}) => {
     await using scratch = opensInput ? await writeScratch(input ?? '') : undefined;
@@ -80,7 +82,9 @@ export function createRunner({ onCommand, root = '', prefix = [] }: RunnerOption
     const started = performance.now();
     const result = await execa(file, rest, {
       ...(input === undefined || scratch ? { stdin: 'ignore' as const } : { input }),
-      env: { LC_ALL: 'C', ...libraries },
+      // Nothing of the plugin's settings is a tool's business, and to copy the environment is work for each of them.
+      env: { LC_ALL: 'C', PATH: path, ...libraries },
+      extendEnv: false,
       reject: false,
       timeout: timeoutMilliseconds,
       stripFinalNewline: false,
