@@ -557,7 +557,8 @@ export class World {
     while (!(await condition())) {
       if (Date.now() > deadline)
         throw new Error(`it did not come to pass; the plugin said:\n${this.plugin.output.slice(-5000)}`);
-      await sleep(25);
+      // Each question is work for the node, too.
+      await sleep(25 * slowness);
     }
   }
 
