@@ -9,7 +9,7 @@ export type Look = 'whole' | 'glance';
  * to 1.5 s before Swarm's manager knows that its task runs, so one hint is worth a row of looks. The last pause repeats.
  * Where looks take long the row has fewer of them, and is over as soon.
  */
-const pauses = [...Array.from({ length: 15 }, () => 100), 150, 250, 500, 1000, 2000, 5000];
+const pauses = [...Array.from({ length: 20 }, () => 100), 150, 250, 500, 1000, 2000, 5000];
 const longestPause = Math.max(...pauses);
 /** When each pause of the row begins at the earliest, in milliseconds since the hint. */
 const begins = pauses.map((_, at) => pauses.slice(0, at).reduce((sum, pause) => sum + pause, 0));

@@ -27,9 +27,9 @@ describe('the pace of looks at Swarm', () => {
 
   it('begins at once, goes on with a row of looks, and then ever more rarely', () => {
     assert.deepEqual(look(1), { look: 'whole', wait: 0 });
-    const waits = Array.from({ length: 25 }, () => look(1).wait);
-    assert.deepEqual(waits.slice(0, 15), Array(15).fill(100));
-    assert.deepEqual(waits.slice(15), [150, 250, 500, 1000, 2000, 5000, 5000, 5000, 5000, 5000]);
+    const waits = Array.from({ length: 30 }, () => look(1).wait);
+    assert.deepEqual(waits.slice(0, 20), Array(20).fill(100));
+    assert.deepEqual(waits.slice(20), [150, 250, 500, 1000, 2000, 5000, 5000, 5000, 5000, 5000]);
   });
 
   it('looks at once at a hint, but after a look rests as long as that took, up to five seconds', () => {
