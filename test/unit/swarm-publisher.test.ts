@@ -68,6 +68,18 @@ describe('the publisher', () => {
     );
   }
 
+  /** Resolves after a whole look, before the next of which there is a second without a hint. */
+  async function looksAreRare(): Promise<void> {
+    let seen = { looks: observations.length, at: performance.now() };
+    await until(() => {
+      const now = { looks: observations.length, at: performance.now() };
+      if (now.looks === seen.looks) return false;
+      const pause = now.at - seen.at;
+      seen = now;
+      return pause > 450;
+    }, 10_000);
+  }
+
   afterEach(async () => {
     stop.abort();
     await running;
@@ -118,8 +130,7 @@ describe('the publisher', () => {
 
   it('looks at a hint long before its next turn, and again soon after', async () => {
     start();
-    // By now it looks once a second or less.
-    await sleep(3000);
+    await looksAreRare();
     api.services = [];
     api.hint();
     await until(async () => (await ids()).length === 0, 600);
@@ -153,8 +164,7 @@ describe('the publisher', () => {
     api.tasks = [old, other];
     start();
     await until(async () => (await served()).join() === 'old,other');
-    // Without an update it would look once a second or less by now.
-    await sleep(2800);
+    await looksAreRare();
     const whole = observations.length;
     for (const tasks of [[old, next], [next]]) {
       api.tasks = [...tasks, other];
@@ -179,7 +189,7 @@ describe('the publisher', () => {
     api.services = [updating('web')];
     start();
     await until(async () => (await ids()).length === 1);
-    await sleep(2800);
+    await looksAreRare();
     const whole = observations.length;
     await lead();
     api.tasks = [task('next', 'running', 'running', '10.64.0.4')];
@@ -190,7 +200,7 @@ describe('the publisher', () => {
   it('looks at all when one of the services that it glances at is gone', async () => {
     api.services = [updating('web'), service('api')];
     start();
-    await sleep(2800);
+    await looksAreRare();
     api.services = [service('api')];
     await until(async () => (await ids()).join() === 'api', 600);
     assert.deepEqual(
@@ -267,8 +277,7 @@ describe('the publisher', () => {
   it('looks when an endpoint comes, wherever it is', async () => {
     start();
     await until(async () => (await ids()).length === 1);
-    // By now it looks once a second or less.
-    await sleep(3000);
+    await looksAreRare();
     api.services = [service('web'), service('api')];
     await records.endpoints.put('ours/far', {
       v: 1,
