@@ -1,7 +1,7 @@
 // Owns which sandboxes ask this node's name server, and leads their questions there.
 // Must not answer them.
 import { readResolverPorts, redirect, undirect, type Redirection } from '../net/redirect.ts';
-import type { Runner } from '../net/run.ts';
+import { CommandError, type Runner } from '../net/run.ts';
 import type { EndpointRecord, Records } from '../store/records.ts';
 import type { Log } from './log.ts';
 
@@ -108,8 +108,11 @@ export class Questions {
     if (!this.#left.has(sandbox))
       this.#options.log.warn(
         { error, sandbox },
-        'a container’s questions for names are left to Docker’s resolver: its sandbox cannot be entered (the host’s ' +
-          '/run has to be a shared mount)',
+        error instanceof CommandError
+          ? 'a container’s questions for names are left to Docker’s resolver: its sandbox cannot be entered (the host’s ' +
+              '/run has to be a shared mount)'
+          : 'a container’s questions for names do not come here: in its sandbox nothing listens at 127.0.0.11, where they are ' +
+              'led from',
       );
     this.#left.add(sandbox);
     return true;

@@ -56,6 +56,7 @@ describe('who leads the questions of sandboxes', () => {
     assert.ok(now < 25_000, String(now));
     const warnings = (): number => lines.filter(({ level }) => level === 'warn').length;
     assert.equal(warnings(), 1);
+    assert.match(lines.at(-1)?.msg ?? '', /nothing listens at 127\.0\.0\.11/);
     for (const until = now + 300_000; now < until; now += 50) assert.ok(await questions.lead(joined));
     assert.ok(tries.length < 20 + 25, String(tries.length));
     assert.equal(warnings(), 1);
