@@ -2,7 +2,8 @@
 // Must not know on which kernel, nor by which engine.
 import { setTimeout as sleep } from 'node:timers/promises';
 import { pluginName } from '../rootfs/create.ts';
-import { startLoad, type Load, type Outcome } from '../test/lab/asking.ts';
+import { startLoad, type Load } from '../test/lab/asking.ts';
+import type { LabNode } from '../test/lab/node.ts';
 import { reviveWhereSlow } from '../test/lab/slow.ts';
 import { slowness } from '../test/slowness.ts';
 import type { Cluster, Mesh, Meshes, MeshOptions } from './cluster.ts';
@@ -88,31 +89,33 @@ async function lose(
   await lab.kill(lost);
   await sleep(offMs);
   const back = Date.now();
-  let returned: number;
-  let outcomes: { mesh: Mesh; list: Outcome[] }[] = [];
-  let losses: Round['losses'] = new Map();
-  try {
-    await lab.boot(lost);
-    await reviveWhereSlow(lost, pluginName);
-    await cluster.allServe([causeway]);
-    returned = (Date.now() - back) / 1000;
-    await sleep(afterMs);
-  } finally {
-    outcomes = await Promise.all(loads.map(async ([mesh, load]) => ({ mesh, list: await load.stop() })));
-    losses = new Map(
-      all.map((mesh) => {
-        const own = outcomes.filter((one) => one.mesh === mesh).flatMap(({ list }) => list);
-        return [mesh, reportLoss(own, { cut, back })];
-      }),
-    );
-    told(losses);
-  }
+  const [comeback] = await Promise.allSettled([bringBack(cluster, lost, causeway)]);
+  const outcomes = await Promise.all(loads.map(async ([mesh, load]) => ({ mesh, list: await load.stop() })));
+  const losses = new Map(
+    all.map((mesh) => {
+      const own = outcomes.filter((one) => one.mesh === mesh).flatMap(({ list }) => list);
+      return [mesh, reportLoss(own, { cut, back })];
+    }),
+  );
+  told(losses);
+  if (comeback.status === 'rejected') throw comeback.reason;
   const late = outcomes.flatMap(({ mesh, list }) =>
     list
       .filter(({ at, error }) => error !== undefined && at > cut + goalMs)
       .map(({ at, ms, error }) => `${mesh.name}: ${at - cut} ms after the cut, for ${ms} ms: ${error}`),
   );
-  return { losses, returned, late };
+  return { losses, returned: comeback.value, late };
+}
+
+/** Gives a node its power back. @returns after how many seconds all tasks of the mesh answer on all nodes */
+async function bringBack(cluster: Cluster, node: LabNode, mesh: Mesh): Promise<number> {
+  const began = Date.now();
+  await cluster.lab.boot(node);
+  await reviveWhereSlow(node, pluginName);
+  await cluster.allServe([mesh]);
+  const seconds = (Date.now() - began) / 1000;
+  await sleep(afterMs);
+  return seconds;
 }
 
 function summarize(rounds: readonly Round[], { causeway, dockers }: Meshes): Finding[] {
