@@ -21,6 +21,9 @@ export const trialSpacingMs = 100;
 export const lostPauseMs = 200;
 export const lostPauseMaxMs = 1_000;
 
+/** Who is lost and gives a sign of life counts as dead for no longer than this while what it offers cannot be had. */
+export const newsMs = 2_000;
+
 /** The longest interval a peer may ask for. */
 export const maxIntervalMs = 10_000;
 

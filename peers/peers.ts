@@ -6,7 +6,7 @@ import { once } from 'node:events';
 import { createServer, isIPv6, type Server, type Socket } from 'node:net';
 import { decode, digestOf, encode, noRevision, revisionDigestOf, type Datagram } from './datagram.ts';
 import { fetchOffer, serveOffer, type Offer } from './offer.ts';
-import { agreedInterval, intervalFor, quietFor, sleptMs, tickMs } from './pace.ts';
+import { agreedInterval, intervalFor, newsMs, quietFor, sleptMs, tickMs } from './pace.ts';
 import { reach } from './reach.ts';
 import { begin, step, type Action, type PeerEvent, type PeerState, type Verdict } from './verdict.ts';
 
@@ -79,6 +79,8 @@ interface Watched extends Node {
   hangUps: Set<() => void>;
   /** When it was first asked by a datagram. */
   askedAt?: number;
+  /** When a peer that counts as dead gave its first sign of life. */
+  signAt?: number;
   /** Whether it ever sent a datagram, and ever accepted a connection. */
   heard: boolean;
   accepted: boolean;
@@ -280,6 +282,7 @@ class OpenPeers implements Peers {
     if (state.verdict === before.verdict) return false;
     const fields = { peer: peer.id, address: peer.address, quietMs: Math.round(now - before.quietSince) };
     this.#options.log.info(fields, state.verdict === 'dead' ? 'a peer is dead' : 'a peer is alive');
+    delete peer.signAt;
     return true;
   }
 
@@ -302,7 +305,14 @@ class OpenPeers implements Peers {
     const hangUp = reach({ address, port, localAddress: self.address }, (reached, code) => {
       peer.hangUps.delete(hangUp);
       if (this.#peers.get(peer.id) !== peer) return;
-      if (reached === 'accepted') peer.accepted = true;
+      if (reached === 'accepted') {
+        peer.accepted = true;
+        // It does not say which offer there is.
+        if (this.#waitsForNews(peer)) {
+          this.#refetch(peer);
+          return;
+        }
+      }
       if (reached === 'blind') log.debug({ peer: peer.id, code }, 'a peer could not be tried');
       if (this.#step(peer, { type: reached }, this.#now())) this.#notify();
     });
@@ -346,20 +356,43 @@ class OpenPeers implements Peers {
     if (age < 0 || age > quietFor(this.#interval(peer))) return;
     peer.interval = interval;
     if (kind === 'answer') peer.rttMs = age;
+    const isNews = !this.#follow(peer, revision);
+    if (isNews && this.#waitsForNews(peer)) return;
     if (this.#step(peer, { type: 'heard' }, this.#now())) this.#notify();
-    this.#follow(peer, revision);
   }
 
-  /** Fetches a peer's offer if it is another one than before. The next heartbeat is the next try. */
-  #follow(peer: Watched, revision: string): void {
+  /**
+   * Who comes back may not be as it was: what it offers says so, and counts before it is sent traffic again.
+   * @returns whether a sign of life of the peer waits for that
+   */
+  #waitsForNews(peer: Watched): boolean {
+    const { onOffer, secret } = this.#options;
+    if (peer.state.verdict !== 'dead' || onOffer === undefined || secret() === undefined) return false;
+    const now = this.#now();
+    peer.signAt ??= now;
+    return now - peer.signAt < newsMs;
+  }
+
+  /**
+   * Fetches a peer's offer if it is another one than before. The next heartbeat is the next try.
+   * @returns whether what it offers is known
+   */
+  #follow(peer: Watched, revision: string): boolean {
     const { onOffer } = this.#options;
-    if (onOffer === undefined || revision === peer.fetched || peer.fetching) return;
+    if (onOffer === undefined || revision === peer.fetched) return true;
     if (revision === noRevision) {
       peer.fetched = revision;
       onOffer(peer.id, undefined);
-      return;
+      return true;
     }
-    if (this.#fetches >= maxFetches || this.#now() < peer.fetchAt) return;
+    this.#refetch(peer);
+    return false;
+  }
+
+  #refetch(peer: Watched): void {
+    const { onOffer } = this.#options;
+    if (onOffer === undefined || peer.fetching || this.#fetches >= maxFetches || this.#now() < peer.fetchAt)
+      return;
     void this.#fetch(peer, onOffer);
   }
 
@@ -394,6 +427,8 @@ class OpenPeers implements Peers {
     peer.warnedOfOffer = false;
     peer.fetched = revisionDigestOf(offer.revision);
     onOffer(peer.id, offer.revision === '' ? undefined : offer.payload);
+    // It has proved just now that it is there.
+    if (this.#step(peer, { type: 'heard' }, this.#now())) this.#notify();
   }
 
   async #serve(socket: Socket): Promise<void> {

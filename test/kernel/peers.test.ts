@@ -22,11 +22,13 @@ class Watcher {
   /** What it said since it was started or {@link forget} was called. */
   verdicts: string[] = [];
   warnings: string[] = [];
+  /** The verdict that held with each offer it was told. */
+  offers: { offered: unknown; verdict: string | undefined }[] = [];
   #program: ReturnType<typeof run> | undefined;
 
   constructor(namespace: Namespace, self: Settings['self'], peer: Settings['peer']) {
     this.namespace = namespace;
-    this.settings = { self, peer, port, secret: 'the secret of the cluster' };
+    this.settings = { self, peer, port, secret: 'the secret of the cluster', offer: '' };
   }
 
   start(): void {
@@ -35,6 +37,7 @@ class Watcher {
     createInterface({ input: program.stdout }).on('line', (text) => {
       const line = JSON.parse(text) as Line;
       if ('verdict' in line) this.verdicts.push(line.verdict);
+      else if ('offered' in line) this.offers.push({ ...line, verdict: this.verdicts.at(-1) });
       else if (line.level === 'warn') this.warnings.push(line.message);
     });
     this.#program = program;
@@ -44,6 +47,7 @@ class Watcher {
   forget(): void {
     this.verdicts = this.verdicts.slice(-1);
     this.warnings = [];
+    this.offers = [];
   }
 
   signal(signal: NodeJS.Signals): void {
@@ -174,6 +178,21 @@ describe('two nodes that watch each other', function () {
     assert.deepEqual(one.verdicts, ['alive', 'dead']);
     two.start();
     await one.says('alive');
+  });
+
+  it('that comes back with news is back when they are known, not before', async () => {
+    await cut();
+    await two.kill();
+    await one.says('dead');
+    two.settings.offer = 'my sandboxes are gone';
+    try {
+      two.start();
+      await mend();
+      await one.says('alive');
+      assert.deepEqual(one.offers, [{ offered: 'my sandboxes are gone', verdict: 'dead' }]);
+    } finally {
+      two.settings.offer = '';
+    }
   });
 
   it('with a firewall between are unknown, which is not dead, and the log names the port', async () => {

@@ -9,21 +9,26 @@ export interface Settings {
   peer: { id: string; address: string };
   port: number;
   secret: string;
+  /** What it offers; '' for nothing. */
+  offer: string;
 }
 
 export type Line =
   | { verdict: string; /** Unix time in ms. */ at: number }
+  | { offered: unknown }
   | { level: string; message: string; fields: object };
 
 const tell = (line: Line): boolean => process.stdout.write(JSON.stringify(line) + '\n');
 
-const { self, peer, port, secret } = JSON.parse(process.argv[2] ?? '') as Settings;
+const { self, peer, port, secret, offer } = JSON.parse(process.argv[2] ?? '') as Settings;
 const logged = (level: string) => (fields: object, message: string) => void tell({ level, message, fields });
 const key = createSecretKey(secret, 'utf8');
 const peers = await openPeers({
   self,
   port,
   secret: () => key,
+  offers: { revision: () => offer, read: () => offer },
+  onOffer: (_, offered) => void tell({ offered }),
   log: { info: logged('info'), warn: logged('warn'), debug: logged('debug') },
 });
 const say = (): void => {
