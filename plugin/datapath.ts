@@ -222,6 +222,15 @@ export class Datapath {
     await runIpvsBatch(run, ipvs.add);
     if (rules !== '') await this.#load(rules);
     await runIpvsBatch(run, ipvs.remove);
+    // What was begun and not answered is balanced again.
+    const last = this.#forgetting;
+    const retired = this.#retirements.next(wanted.servers);
+    const { added } = difference(this.#ended, wanted.ended);
+    this.#ended = wanted.ended;
+    this.#forgetting = Promise.all([forgetFlows(run, retired), endFlows(run, added)]);
+    this.#forgetting.catch(() => undefined);
+    // Before the way there is gone: a client that tries again would be told at once that there is none.
+    if (retired.length > 0 && routes.remove.length > 0) await this.#forgetting;
     await runIpBatch(run, [...routes.remove, ...neighbours.remove.ip]);
     await runBridgeBatch(run, neighbours.remove.bridge);
     this.#actual = {
@@ -231,15 +240,6 @@ export class Datapath {
       marks: state.marks,
       ipvs: state.services,
     };
-    // What was begun and not answered is balanced again.
-    const last = this.#forgetting;
-    const { added } = difference(this.#ended, wanted.ended);
-    this.#ended = wanted.ended;
-    this.#forgetting = Promise.all([
-      forgetFlows(run, this.#retirements.next(wanted.servers)),
-      endFlows(run, added),
-    ]);
-    this.#forgetting.catch(() => undefined);
     await last;
   }
 

@@ -87,8 +87,24 @@ describe('the data path', () => {
       'ipvsadm --restore -A',
       'nft -f - delete',
       'ipvsadm --restore -D',
-      'ip -4 -force -batch - route',
+      'conntrack -R - -D',
     ]);
+    assert.deepEqual(commands.slice(5), ['ip -4 -force -batch - route']);
+  });
+
+  it('leaves the way to a task until what was begun there is forgotten', async () => {
+    const kernel = new FakeKernel();
+    const order: string[] = [];
+    const slow: Runner = async (tool, args, options) => {
+      if (tool === 'conntrack') await new Promise(setImmediate);
+      order.push(`${tool} ${options?.input?.split(' ', 2).join(' ') ?? ''}`);
+      return kernel.run(tool, args, options);
+    };
+    const { datapath } = await world(nftEngine, { run: slow, kernel });
+    await datapath.apply(wanted);
+    order.length = 0;
+    await datapath.apply(renderWanted(afterwards, node));
+    assert.deepEqual(order.slice(-2), ['conntrack -D -p', 'ip route del']);
   });
 
   it('forgets the flows without an end of tasks that take no more, and of no others', async () => {
@@ -104,13 +120,14 @@ describe('the data path', () => {
     ]);
   });
 
-  it('does not wait for their end, and tells with the next pass that they could not be forgotten', async () => {
+  it('does not wait for their end while their way stays, and tells with the next pass that it failed', async () => {
     const { kernel, datapath } = await world();
     await datapath.apply(wanted);
     kernel.refuse = (command) => (command.startsWith('conntrack') ? 'conntrack: no\n' : undefined);
-    await datapath.apply(renderWanted(afterwards, node));
-    await assert.rejects(datapath.apply(renderWanted(afterwards, node)), /conntrack: no/);
-    await datapath.apply(renderWanted(afterwards, node));
+    const drained = { ...wanted, servers: renderWanted(afterwards, node).servers };
+    await datapath.apply(drained);
+    await assert.rejects(datapath.apply(drained), /conntrack: no/);
+    await datapath.apply(drained);
   });
 
   it('puts back what others took out, once it is told to look', async () => {
