@@ -16,8 +16,9 @@ export interface LossReport {
   lastRetried: number;
   /** How many failed that were begun long enough before the cut to have been over by then. */
   failedBefore: number;
-  /** How many failed that were begun after the node's power was back. */
+  /** How many failed that were begun after the node's power was back, and how many succeeded only at a second try. */
   failedAfter: number;
+  retriedAfter: number;
 }
 
 /**
@@ -29,17 +30,18 @@ export function reportLoss(
   { cut, back }: { cut: number; back: number },
 ): LossReport {
   const during = outcomes.filter(({ at }) => at >= cut && at < back);
-  const failures = during.filter(({ error }) => error !== undefined);
-  const retries = during.filter(({ error, connected = 0 }) => error === undefined && connected >= retryMs);
-  const failed = outcomes.filter(({ error }) => error !== undefined);
+  const after = outcomes.filter(({ at }) => at >= back);
+  const failures = during.filter(hasFailed);
+  const retries = during.filter(wasRetried);
   return {
     lastFailed: Math.max(0, ...failures.map(({ at }) => at - cut)),
     begun: during.length,
     failed: failures.length,
     retried: retries.length,
     lastRetried: Math.max(0, ...retries.map(({ at }) => at - cut)),
-    failedBefore: failed.filter(({ at }) => at < cut - underWayMs).length,
-    failedAfter: failed.filter(({ at }) => at >= back).length,
+    failedBefore: outcomes.filter((one) => hasFailed(one) && one.at < cut - underWayMs).length,
+    failedAfter: after.filter(hasFailed).length,
+    retriedAfter: after.filter(wasRetried).length,
   };
 }
 
@@ -48,3 +50,12 @@ const retryMs = 950;
 
 /** A connection that was begun this long before the cut is over when it comes, unless it failed by itself. */
 const underWayMs = 100;
+
+export function hasFailed({ error }: Outcome): boolean {
+  return error !== undefined;
+}
+
+/** Whether it is there only because the client's kernel tried again. */
+export function wasRetried({ error, connected = 0 }: Outcome): boolean {
+  return error === undefined && connected >= retryMs;
+}

@@ -7,7 +7,7 @@ import type { LabNode } from '../test/lab/node.ts';
 import { reviveWhereSlow } from '../test/lab/slow.ts';
 import { slowness } from '../test/slowness.ts';
 import type { Cluster, Mesh, Meshes, MeshOptions } from './cluster.ts';
-import { reportLoss, type LossReport } from './failover-outcome.ts';
+import { hasFailed, reportLoss, wasRetried, type LossReport } from './failover-outcome.ts';
 import type { Finding } from './report.ts';
 import { median } from './rounds.ts';
 
@@ -34,7 +34,7 @@ interface Round {
   losses: Map<Mesh, LossReport>;
   /** From the power's return to all tasks answering on all nodes by Causeway, in seconds. */
   returned: number;
-  /** Failures later than they may be, for a person to look into. */
+  /** What failed or was late when it may not be any more, for a person to look into. */
   late: string[];
 }
 
@@ -56,9 +56,12 @@ export async function measureFailover(o: FailoverOptions): Promise<Finding[]> {
 function tell(losses: Round['losses']): string {
   return [...losses]
     .map(
-      ([{ name }, { lastFailed, failed, retried, lastRetried, begun, failedBefore, failedAfter }]) =>
+      ([
+        { name },
+        { lastFailed, failed, retried, lastRetried, begun, failedBefore, failedAfter, retriedAfter },
+      ]) =>
         `${name}: last failed ${lastFailed} ms after the cut, ${failed} of ${begun}; ${retried} had to try again, the last begun ` +
-        `after ${lastRetried} ms; ${failedBefore} failed before, ${failedAfter} after the return`,
+        `after ${lastRetried} ms; ${failedBefore} failed before, ${failedAfter} after the return, ${retriedAfter} had to try again then`,
     )
     .join('; ');
 }
@@ -101,8 +104,11 @@ async function lose(
   if (comeback.status === 'rejected') throw comeback.reason;
   const late = outcomes.flatMap(({ mesh, list }) =>
     list
-      .filter(({ at, error }) => error !== undefined && at > cut + goalMs)
-      .map(({ at, ms, error }) => `${mesh.name}: ${at - cut} ms after the cut, for ${ms} ms: ${error}`),
+      .filter((one) => one.at > cut + goalMs && (hasFailed(one) || wasRetried(one)))
+      .map(
+        ({ at, ms, error = 'then there' }) =>
+          `${mesh.name}: ${at - cut} ms after the cut, for ${ms} ms: ${error}`,
+      ),
   );
   return { losses, returned: comeback.value, late };
 }
@@ -140,7 +146,7 @@ function summarize(rounds: readonly Round[], { causeway, dockers }: Meshes): Fin
       value: sum(causeway, 'failedAfter'),
       unit: 'connections',
       goal: { atMost: 0 },
-      detail: `${rounds.length} returns`,
+      detail: `${rounds.length} returns; ${sum(causeway, 'retriedAfter')} succeeded a second or more later`,
       samples: { connections: rounds.map(({ losses }) => losses.get(causeway)!.failedAfter) },
     },
     {

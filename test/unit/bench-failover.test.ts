@@ -6,7 +6,8 @@ import type { Outcome } from '../lab/asking.ts';
 
 const ok = (at: number): Outcome => ({ at, ms: 3 });
 const failed = (at: number, ms = 5_000): Outcome => ({ at, ms, error: 'no answer' });
-const none = { retried: 0, lastRetried: 0 };
+const retried = (at: number): Outcome => ({ at, ms: 1_004, connected: 1_001 });
+const none = { retried: 0, lastRetried: 0, retriedAfter: 0 };
 const when = { cut: 10_000, back: 20_000 };
 
 describe('the report of a loss', () => {
@@ -36,14 +37,14 @@ describe('the report of a loss', () => {
 
   it('tells which connections came about by the second try', () => {
     const report = reportLoss(
-      [{ at: 10_300, ms: 1_004, connected: 1_001 }, { at: 10_400, ms: 3_000, connected: 1 }, failed(10_500)],
+      [retried(10_300), { at: 10_400, ms: 3_000, connected: 1 }, failed(10_500)],
       when,
     );
     assert.deepEqual([report.retried, report.lastRetried, report.failed], [1, 300, 1]);
   });
 
   it('tells failures after the return from those of the loss', () => {
-    const report = reportLoss([ok(10_100), failed(20_000), failed(25_000)], when);
+    const report = reportLoss([ok(10_100), failed(20_000), retried(22_000), failed(25_000)], when);
     assert.deepEqual(report, {
       lastFailed: 0,
       begun: 1,
@@ -51,6 +52,7 @@ describe('the report of a loss', () => {
       failedBefore: 0,
       failedAfter: 2,
       ...none,
+      retriedAfter: 1,
     });
   });
 });
