@@ -71,7 +71,6 @@ export interface MeshOptions {
   /** How many more there may be at times. */
   spare?: number;
   graceSeconds?: number;
-  progress: (line: string) => void;
 }
 
 export class Cluster {
@@ -177,8 +176,8 @@ export class Cluster {
     await this.docker(...create, ...spread, ...health, ...rest);
   }
 
-  /** Publishes a service by Causeway, and one like it by Docker's own mesh. Resolves when they serve. */
-  async deploy({ dockersMesh, tasks, spare = 0, graceSeconds, progress }: MeshOptions): Promise<Meshes> {
+  /** A service that Causeway publishes, and one like it for Docker's own mesh. */
+  meshes({ dockersMesh, tasks, spare = 0, graceSeconds }: MeshOptions): Meshes {
     const perNode = Math.ceil((tasks + spare) / this.lab.nodes.length);
     const rest = { replicas: tasks, perNode, ...(graceSeconds !== undefined && { graceSeconds }) };
     const mesh = (name: string, driver: Mesh['driver'], port: number): Mesh => ({
@@ -188,21 +187,31 @@ export class Cluster {
     });
     const causeway = mesh('Causeway', 'causeway', 8080);
     const dockers = dockersMesh ? mesh("Docker's mesh", 'overlay', 8090) : undefined;
-    const all = dockers === undefined ? [causeway] : [causeway, dockers];
-    // One after the other: a slow machine has enough to do with the tasks of one.
-    for (const one of all) {
-      progress(`deploying ${one.service.name}`);
-      await this.network(one.service.network, one.driver);
-      await this.service(one.service);
-      await this.allServe([one]);
-    }
-    return { causeway, dockers, all };
+    return { causeway, dockers, all: dockers === undefined ? [causeway] : [causeway, dockers] };
   }
 
-  /** Resolves when each node's ports answer from all tasks of these meshes. */
-  async allServe(meshes: readonly Mesh[]): Promise<void> {
-    for (const { service } of meshes)
-      for (const node of this.lab.nodes) await this.serving(node, service.port, service.replicas);
+  /** Runs `work` while a mesh serves, and no other: a slow machine has enough to do with the tasks of one. */
+  async serve<R>(
+    { service, driver }: Mesh,
+    progress: (line: string) => void,
+    work: () => Promise<R>,
+  ): Promise<R> {
+    progress(`deploying ${service.name}`);
+    await this.network(service.network, driver);
+    await this.service(service);
+    await this.allServe(service);
+    const result = await work();
+    await this.docker('service', 'rm', service.name);
+    await this.until(
+      `the tasks of ${service.name} have ended`,
+      async () => (await this.#containers(service)) === 0,
+    );
+    return result;
+  }
+
+  /** Resolves when each node's port answers from all tasks of a service. */
+  async allServe({ port, replicas }: PublishedService): Promise<void> {
+    for (const node of this.lab.nodes) await this.serving(node, port, replicas);
   }
 
   /** What Swarm says of all tasks, for a person to look into. */
@@ -242,13 +251,19 @@ export class Cluster {
         throw new Error(`Docker gave up updating ${name}: see docker service ps ${name}`);
       return began !== last.began && state === 'completed';
     });
-    await this.until(`the old tasks of ${name} have ended`, async () => {
-      const filter = ['--filter', `label=com.docker.swarm.service.name=${name}`];
-      const lists = await Promise.all(
-        this.lab.nodes.map((node) => node.docker(['ps', '--quiet', ...filter], { signal: this.#signal })),
-      );
-      return lists.flatMap(({ stdout }) => stdout.split('\n').filter(Boolean)).length === replicas;
-    });
+    await this.until(
+      `the old tasks of ${name} have ended`,
+      async () => (await this.#containers({ name })) === replicas,
+    );
+  }
+
+  /** How many containers of a service run on all nodes. */
+  async #containers({ name }: Pick<PublishedService, 'name'>): Promise<number> {
+    const filter = ['--filter', `label=com.docker.swarm.service.name=${name}`];
+    const lists = await Promise.all(
+      this.lab.nodes.map((node) => node.docker(['ps', '--quiet', ...filter], { signal: this.#signal })),
+    );
+    return lists.flatMap(({ stdout }) => stdout.split('\n').filter(Boolean)).length;
   }
 
   /** When a service's last update began, and its state, as Docker writes them. */

@@ -6,13 +6,14 @@ import { startLoad, type Load } from '../test/lab/asking.ts';
 import type { LabNode } from '../test/lab/node.ts';
 import { reviveWhereSlow } from '../test/lab/slow.ts';
 import { slowness } from '../test/slowness.ts';
-import type { Cluster, Mesh, Meshes, MeshOptions } from './cluster.ts';
+import type { Cluster, Mesh, Meshes, MeshOptions, PublishedService } from './cluster.ts';
 import { hasFailed, reportLoss, wasRetried, type LossReport } from './failover-outcome.ts';
 import type { Finding } from './report.ts';
 import { median } from './rounds.ts';
 
-export interface FailoverOptions extends Pick<MeshOptions, 'dockersMesh' | 'tasks' | 'progress'> {
+export interface FailoverOptions extends Pick<MeshOptions, 'dockersMesh' | 'tasks'> {
   cluster: Cluster;
+  progress: (line: string) => void;
   rounds: number;
   /** From the beginning of one connection to that of the next, on each of the surviving nodes. */
   intervalMs: number;
@@ -21,7 +22,7 @@ export interface FailoverOptions extends Pick<MeshOptions, 'dockersMesh' | 'task
 /** From the beginning of the last connection that failed; of the median. */
 const goalMs = 1_000;
 /** From the node's power to all tasks answering on all nodes. Swarm has to start tasks meanwhile. */
-const returnGoalSeconds = 60;
+const returnGoalSeconds = 60 * slowness;
 
 /** A connection without an answer has failed after this. */
 const timeoutMs = 5_000;
@@ -31,59 +32,41 @@ const offMs = 12_000;
 const afterMs = 3_000;
 
 interface Round {
-  losses: Map<Mesh, LossReport>;
-  /** From the power's return to all tasks answering on all nodes by Causeway, in seconds. */
+  loss: LossReport;
+  /** From the power's return to all tasks answering on all nodes, in seconds. */
   returned: number;
-  /** What failed or was late when it may not be any more, for a person to look into. */
-  late: string[];
 }
 
 export async function measureFailover(o: FailoverOptions): Promise<Finding[]> {
   const { cluster, rounds, progress } = o;
-  const meshes = await cluster.deploy(o);
-  const done: Round[] = [];
-  for (let round = 1; round <= rounds; round += 1) {
-    await cluster.allServe(meshes.all);
-    await cluster.allKnown();
-    const one = await lose(o, meshes, (losses) => progress(`round ${round} of ${rounds}: ${tell(losses)}`));
-    for (const line of one.late) progress(line);
-    progress(`round ${round} of ${rounds}: all serve again after ${one.returned.toFixed(1)} s`);
-    done.push(one);
-  }
+  const meshes = cluster.meshes(o);
+  const done = new Map<Mesh, Round[]>();
+  for (const mesh of meshes.all)
+    await cluster.serve(mesh, progress, async () => {
+      const own: Round[] = [];
+      done.set(mesh, own);
+      for (let round = 1; round <= rounds; round += 1) {
+        await cluster.allServe(mesh.service);
+        await cluster.allKnown();
+        const tell = (line: string): void => progress(`round ${round} of ${rounds}, ${mesh.name}: ${line}`);
+        own.push(await lose(o, mesh, tell));
+      }
+    });
   return summarize(done, meshes);
 }
 
-function tell(losses: Round['losses']): string {
-  return [...losses]
-    .map(
-      ([
-        { name },
-        { lastFailed, failed, retried, lastRetried, begun, failedBefore, failedAfter, retriedAfter },
-      ]) =>
-        `${name}: last failed ${lastFailed} ms after the cut, ${failed} of ${begun}; ${retried} had to try again, the last begun ` +
-        `after ${lastRetried} ms; ${failedBefore} failed before, ${failedAfter} after the return, ${retriedAfter} had to try again then`,
-    )
-    .join('; ');
-}
-
-/**
- * One loss and one return of the last node.
- * @param told what was lost, also when the node does not come back
- */
+/** One loss and one return of the last node. */
 async function lose(
   { cluster, intervalMs }: FailoverOptions,
-  { all, causeway }: Meshes,
-  told: (losses: Round['losses']) => void,
+  { service }: Mesh,
+  tell: (line: string) => void,
 ): Promise<Round> {
   const { lab } = cluster;
   const lost = lab.nodes.at(-1)!;
   const others = lab.nodes.filter((node) => node !== lost);
   const loads = await Promise.all(
-    all.flatMap((mesh) =>
-      others.map(async (node): Promise<[Mesh, Load]> => {
-        const url = `http://${node.address}:${mesh.service.port}/`;
-        return [mesh, await startLoad(lab.client, url, { intervalMs, timeoutMs })];
-      }),
+    others.map(({ address }): Promise<Load> =>
+      startLoad(lab.client, `http://${address}:${service.port}/`, { intervalMs, timeoutMs }),
     ),
   );
   await sleep(beforeMs);
@@ -92,43 +75,45 @@ async function lose(
   await lab.kill(lost);
   await sleep(offMs);
   const back = Date.now();
-  const [comeback] = await Promise.allSettled([bringBack(cluster, lost, causeway)]);
-  const outcomes = await Promise.all(loads.map(async ([mesh, load]) => ({ mesh, list: await load.stop() })));
-  const losses = new Map(
-    all.map((mesh) => {
-      const own = outcomes.filter((one) => one.mesh === mesh).flatMap(({ list }) => list);
-      return [mesh, reportLoss(own, { cut, back })];
-    }),
-  );
-  told(losses);
+  const [comeback] = await Promise.allSettled([bringBack(cluster, lost, service)]);
+  const outcomes = (await Promise.all(loads.map((load) => load.stop()))).flat();
+  const loss = reportLoss(outcomes, { cut, back });
+  // What was lost is told also when the node does not come back.
+  tell(describe(loss));
+  const late = outcomes.filter((one) => one.at > cut + goalMs && (hasFailed(one) || wasRetried(one)));
+  for (const { at, ms, error = 'then there' } of late)
+    tell(`${at - cut} ms after the cut, for ${ms} ms: ${error}`);
   if (comeback.status === 'rejected') throw comeback.reason;
-  const late = outcomes.flatMap(({ mesh, list }) =>
-    list
-      .filter((one) => one.at > cut + goalMs && (hasFailed(one) || wasRetried(one)))
-      .map(
-        ({ at, ms, error = 'then there' }) =>
-          `${mesh.name}: ${at - cut} ms after the cut, for ${ms} ms: ${error}`,
-      ),
-  );
-  return { losses, returned: comeback.value, late };
+  tell(`all serve again after ${comeback.value.toFixed(1)} s`);
+  return { loss, returned: comeback.value };
 }
 
-/** Gives a node its power back. @returns after how many seconds all tasks of the mesh answer on all nodes */
-async function bringBack(cluster: Cluster, node: LabNode, mesh: Mesh): Promise<number> {
+function describe(loss: LossReport): string {
+  const { lastFailed, failed, retried, lastRetried, begun, failedBefore, failedAfter, retriedAfter } = loss;
+  return (
+    `last failed ${lastFailed} ms after the cut, ${failed} of ${begun}; ${retried} had to try again, the last begun ` +
+    `after ${lastRetried} ms; ${failedBefore} failed before; after the return ${failedAfter} failed, ${retriedAfter} had to try again`
+  );
+}
+
+/** Gives a node its power back. @returns after how many seconds all tasks of the service answer on all nodes */
+async function bringBack(cluster: Cluster, node: LabNode, service: PublishedService): Promise<number> {
   const began = Date.now();
   await cluster.lab.boot(node);
   await reviveWhereSlow(node, pluginName);
-  await cluster.allServe([mesh]);
+  await cluster.allServe(service);
   const seconds = (Date.now() - began) / 1000;
   await sleep(afterMs);
   return seconds;
 }
 
-function summarize(rounds: readonly Round[], { causeway, dockers }: Meshes): Finding[] {
-  const figures = (mesh: Mesh): number[] => rounds.map(({ losses }) => losses.get(mesh)!.lastFailed);
+function summarize(done: ReadonlyMap<Mesh, readonly Round[]>, { causeway, dockers }: Meshes): Finding[] {
+  const of = (mesh: Mesh): readonly Round[] => done.get(mesh) ?? [];
+  const figures = (mesh: Mesh): number[] => of(mesh).map(({ loss }) => loss.lastFailed);
   const sum = (mesh: Mesh, field: keyof LossReport): number =>
-    rounds.reduce((total, { losses }) => total + losses.get(mesh)![field], 0);
-  const retried = rounds.map(({ losses }) => losses.get(causeway)!.lastRetried);
+    of(mesh).reduce((total, { loss }) => total + loss[field], 0);
+  const rounds = of(causeway);
+  const retried = rounds.map(({ loss }) => loss.lastRetried);
   const list = (values: readonly number[]): string => values.map((value) => value.toFixed(0)).join(', ');
   const own = figures(causeway);
   const returns = rounds.map(({ returned }) => returned);
@@ -147,7 +132,7 @@ function summarize(rounds: readonly Round[], { causeway, dockers }: Meshes): Fin
       unit: 'connections',
       goal: { atMost: 0 },
       detail: `${rounds.length} returns; ${sum(causeway, 'retriedAfter')} succeeded a second or more later`,
-      samples: { connections: rounds.map(({ losses }) => losses.get(causeway)!.failedAfter) },
+      samples: { connections: rounds.map(({ loss }) => loss.failedAfter) },
     },
     {
       what: 'last connection whose client had to try again',
@@ -170,7 +155,7 @@ function summarize(rounds: readonly Round[], { causeway, dockers }: Meshes): Fin
   const theirs = figures(dockers);
   findings.push({
     what: "last failed connection, Causeway ÷ Docker's mesh",
-    value: median(own) / median(theirs),
+    value: median(own) / Math.max(median(theirs), 1),
     unit: 'ratio',
     goal: { atMost: 1 },
     detail: `${median(own)} ÷ ${median(theirs)} ms (median of ${list(theirs)}); of Docker's ${sum(dockers, 'failed')} of ${sum(dockers, 'begun')} connections failed`,

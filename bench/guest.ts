@@ -36,7 +36,7 @@ const measure: Partial<Record<Part, (settings: Settings) => Promise<Finding[]>>>
   // As much as such a processor can do without being late by itself, here and below.
   'failover-ipvs': ({ rounds, data }) =>
     inCluster('failover', data, (cluster) =>
-      measureFailover({ cluster, dockersMesh: true, rounds, tasks: 2, intervalMs: 500, progress }),
+      measureFailover({ cluster, dockersMesh: true, rounds, tasks: 2, intervalMs: 250, progress }),
     ),
 
   'rollout-ipvs': ({ rounds, data }) =>

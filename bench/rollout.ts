@@ -7,7 +7,8 @@ import type { Finding } from './report.ts';
 import { median } from './rounds.ts';
 import { slowness } from '../test/slowness.ts';
 
-export interface RolloutOptions extends Pick<MeshOptions, 'dockersMesh' | 'tasks' | 'progress'> {
+export interface RolloutOptions extends Pick<MeshOptions, 'dockersMesh' | 'tasks'> {
+  progress: (line: string) => void;
   cluster: Cluster;
   /** Updates, of which every other one starts the new task first. */
   rounds: number;
@@ -58,25 +59,25 @@ interface Round {
 export async function measureRollouts(o: RolloutOptions): Promise<Finding[]> {
   const { cluster, rounds, parallelism, progress } = o;
   // While a new task runs beside the old one there are more.
-  const meshes = await cluster.deploy({ ...o, spare: parallelism, graceSeconds });
+  const meshes = cluster.meshes({ ...o, spare: parallelism, graceSeconds });
   const done: Round[] = [];
-  for (let at = 0; at < rounds; at += 1) {
-    const order = orders[at % orders.length]!;
-    await cluster.allServe(meshes.all);
-    // One after the other: a slow machine has enough to do with the tasks of one.
-    for (const mesh of meshes.all) {
-      const began = performance.now();
-      const round = await update(o, mesh, order);
-      const seconds = (performance.now() - began) / 1000;
-      for (const trouble of round.troubles.slice(0, toldTroubles)) progress(`${mesh.name}: ${trouble}`);
-      const { brief, long, flows } = round;
-      progress(
-        `update ${at + 1} of ${rounds}, ${order}, ${seconds.toFixed(0)} s, ${mesh.name}: ${share(brief)} new connections ` +
-          `and ${share(long)} long requests failed, UDP was silent for ${silence(flows)} ms at most`,
-      );
-      done.push(round);
-    }
-  }
+  for (const mesh of meshes.all)
+    await cluster.serve(mesh, progress, async () => {
+      for (let at = 0; at < rounds; at += 1) {
+        const order = orders[at % orders.length]!;
+        await cluster.allServe(mesh.service);
+        const began = performance.now();
+        const round = await update(o, mesh, order);
+        const seconds = (performance.now() - began) / 1000;
+        for (const trouble of round.troubles.slice(0, toldTroubles)) progress(`${mesh.name}: ${trouble}`);
+        const { brief, long, flows } = round;
+        progress(
+          `update ${at + 1} of ${rounds}, ${order}, ${seconds.toFixed(0)} s, ${mesh.name}: ${share(brief)} new connections ` +
+            `and ${share(long)} long requests failed, UDP was silent for ${silence(flows)} ms at most`,
+        );
+        done.push(round);
+      }
+    });
   return summarize(o, done, meshes);
 }
 
