@@ -167,7 +167,7 @@ async function inGuest(
     disks.push({ ...disk, at: `${disk.at}-${node}` });
   }
   const program = [join(import.meta.dirname, 'guest.ts'), part, String(rounds), String(seconds)];
-  await using vm = await Vm.boot({ name: labName, memoryMiB: guestMemoryMiB, disks, progress, signal });
+  await using vm = await Vm.boot({ name: part, memoryMiB: guestMemoryMiB, disks, progress, signal });
   const { exitCode, stdout } = await vm.run(['node', ...program, ...disks.map(({ at }) => at)], {
     timeoutMs: guestTimeoutMs,
     env: { CAUSEWAY_TEST_SLOWNESS: guestSlowness },

@@ -3,6 +3,8 @@
 import { existsSync } from 'node:fs';
 import { mkdir, readdir, readFile, realpath, rmdir, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
+import { slowness } from '../slowness.ts';
+import { until } from './processes.ts';
 
 const mountPoint = '/sys/fs/cgroup';
 
@@ -70,9 +72,21 @@ export async function processesOf(group: string): Promise<number[]> {
 /** Removes the group with all below it, which must hold no process; and the common group when it was the last. */
 export async function removeGroup(group: string): Promise<void> {
   for (const hierarchy of await hierarchies()) {
-    for (const path of (await subtree(join(hierarchy, group))).reverse()) await rmdir(path);
+    for (const path of (await subtree(join(hierarchy, group))).reverse())
+      await until(`group ${path} is empty`, () => removed(path), { timeoutMs: 30_000 * slowness });
     // Fails while another lab is up.
     await rmdir(join(hierarchy, top)).catch(() => {});
+  }
+}
+
+/** @returns whether it could be; a process that has ended keeps its group busy until the kernel has cleared it away */
+async function removed(path: string): Promise<boolean> {
+  try {
+    await rmdir(path);
+    return true;
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'EBUSY') return false;
+    throw error;
   }
 }
 
