@@ -168,7 +168,8 @@ const stages: Stage[] = [
     name: 'unit',
     shows: 'plans, records, protocol, without a kernel',
     root: false,
-    run: (print) => mocha(fast, print),
+    // Half of it is waiting for a clock.
+    run: (print) => mocha(['--parallel', '--jobs', '2', ...fast], print),
   },
   {
     name: 'consul',
