@@ -128,7 +128,7 @@ async function measureKernel(size: Size, { rounds, progress, signal }: ScaleOpti
       `one task more or less, ${name}`,
       median(change),
       50,
-      `up to ${changeProcesses} processes, ${median(changeCpu).toFixed(0)} ms of CPU; conntrack forgets flows beside it`,
+      `up to ${changeProcesses} processes, ${median(changeCpu).toFixed(0)} ms of CPU`,
       change,
     ),
     figure(
