@@ -81,7 +81,7 @@ export class Datapath {
   /** Remembered until the next pass begins: what a pass that is under way writes down would undo it. */
   #distrusted = false;
   readonly #retirements = new Retirements();
-  /** Goes on after its pass, which is done without it; the next pass ends after it, and fails as it did. */
+  /** Goes on after its pass, unless routes go with it; the next pass ends after it, and fails as it did. */
   #forgetting: Promise<unknown> = Promise.resolve();
   /** Addresses whose connections were ended already. */
   #ended: readonly string[] = [];
