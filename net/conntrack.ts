@@ -1,6 +1,14 @@
 // Owns forgetting flows in conntrack that lead to an address that answers no more, or shall not.
 // Must not touch flows of any other address.
-import type { Runner } from './run.ts';
+import { CommandError, type Runner } from './run.ts';
+
+/** Addresses, by which of the flows whose answers would come from them are to be forgotten. */
+export interface Flows {
+  /** Those without an end (below): a connection that was ever answered stays. */
+  endless: readonly string[];
+  /** All, established connections among them: what comes next is balanced anew, or refused by whom it is not for. */
+  all: readonly string[];
+}
 
 /**
  * Flows without an end: of UDP, and TCP connections that were not answered yet. Without an entry the client's next
@@ -10,29 +18,28 @@ import type { Runner } from './run.ts';
 const endless = ['-p udp', '-p tcp --state SYN_SENT'];
 
 /**
- * Deletes such flows whose answers would come from these addresses, in one process. A connection that was ever answered
- * stays.
+ * conntrack(8) lists what it is to delete, and gives up with the rest undone when one of them is gone before its turn:
+ * its time was over, or somebody else deleted it. Nothing of it comes back, so that every try gets further.
  */
-export async function forgetFlows(run: Runner, addresses: readonly string[]): Promise<void> {
-  await forget(
-    run,
-    addresses.flatMap((address) => endless.map((which) => `${which} --reply-src ${address}`)),
-  );
-}
+const goneMeanwhile = /such conntrack doesn't exist/;
+const tries = 20;
 
 /**
- * Deletes all flows whose answers come from these addresses, established connections among them: what comes next is
- * balanced anew, and refused by whom it does not belong to.
+ * Deletes such flows, in one process where nobody else deletes them at the same time.
+ * @throws {CommandError} when the kernel refuses
  */
-export async function endFlows(run: Runner, addresses: readonly string[]): Promise<void> {
-  await forget(
-    run,
-    addresses.map((address) => `--reply-src ${address}`),
-  );
-}
-
-async function forget(run: Runner, which: readonly string[]): Promise<void> {
-  if (which.length === 0) return;
-  const input = which.map((flows) => `-D ${flows}\n`).join('');
-  await run('conntrack', ['-R', '-'], { input, opensInput: true });
+export async function forgetFlows(run: Runner, flows: Flows): Promise<void> {
+  const lines = [
+    ...flows.all.map((address) => `-D --reply-src ${address}\n`),
+    ...flows.endless.flatMap((address) => endless.map((which) => `-D ${which} --reply-src ${address}\n`)),
+  ];
+  if (lines.length === 0) return;
+  for (let left = tries; left > 0; left -= 1) {
+    try {
+      await run('conntrack', ['-R', '-'], { input: lines.join(''), opensInput: true });
+      return;
+    } catch (error) {
+      if (!(error instanceof CommandError && goneMeanwhile.test(error.stderr) && left > 1)) throw error;
+    }
+  }
 }

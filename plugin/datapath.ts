@@ -41,7 +41,7 @@ import { observedMarks } from '../lb/marks.ts';
 import type { Engine, EngineState } from '../lb/model.ts';
 import { Retirements } from '../lb/retired.ts';
 import { longest, renderTimeouts, timeoutLayout } from '../lb/timeouts.ts';
-import { endFlows, forgetFlows } from '../net/conntrack.ts';
+import { forgetFlows } from '../net/conntrack.ts';
 import { RequestError } from './errors.ts';
 import { isNothing, type Wanted } from './wanted.ts';
 
@@ -81,8 +81,10 @@ export class Datapath {
   /** Remembered until the next pass begins: what a pass that is under way writes down would undo it. */
   #distrusted = false;
   readonly #retirements = new Retirements();
-  /** Goes on after its pass, unless routes go with it; the next pass ends after it, and fails as it did. */
-  #forgetting: Promise<unknown> = Promise.resolve();
+  /** What the last pass has left to be done after it. */
+  #tidying: Promise<void> = Promise.resolve();
+  /** It failed, and is still to be done. */
+  #untidy = false;
   /** Addresses whose connections were ended already. */
   #ended: readonly string[] = [];
   readonly #expectedNeighbours = remember(expectedNeighbours);
@@ -152,10 +154,14 @@ export class Datapath {
   }
 
   /**
+   * When it returns, new connections go the ways that are wanted, and no others; what none of them needs may be there a
+   * little longer, see {@link tidied}.
    * @throws {RequestError} when the host cannot hold it, with the remedy
    * @throws {CommandError} when the kernel refuses
    */
   async apply(wanted: Wanted): Promise<void> {
+    // It could take away what this pass adds, or finds.
+    await this.tidied().catch(() => undefined);
     if (this.#distrusted) {
       this.#actual = undefined;
       this.#distrusted = false;
@@ -166,10 +172,17 @@ export class Datapath {
     } catch (error) {
       this.distrust();
       this.#prepared = false;
-      throw error instanceof CommandError && error.stderr.includes('Operation not permitted')
-        ? notPermitted(error)
-        : error;
+      throw explained(error);
     }
+  }
+
+  /**
+   * Resolves when nothing is left to be done after the last {@link apply}. What failed of it is done again by the next
+   * one, which waits for it.
+   * @throws {CommandError} when the kernel refused
+   */
+  tidied(): Promise<void> {
+    return this.#tidying;
   }
 
   /** Bytes of MTU that are left for sandboxes behind the fabric. @throws {RequestError} as {@link readUnderlay} */
@@ -222,17 +235,6 @@ export class Datapath {
     await runIpvsBatch(run, ipvs.add);
     if (rules !== '') await this.#load(rules);
     await runIpvsBatch(run, ipvs.remove);
-    // What was begun and not answered is balanced again.
-    const last = this.#forgetting;
-    const retired = this.#retirements.next(wanted.servers);
-    const { added } = difference(this.#ended, wanted.ended);
-    this.#ended = wanted.ended;
-    this.#forgetting = Promise.all([forgetFlows(run, retired), endFlows(run, added)]);
-    this.#forgetting.catch(() => undefined);
-    // Before the way there is gone: a client that tries again would be told at once that there is none.
-    if (retired.length > 0 && routes.remove.length > 0) await this.#forgetting;
-    await runIpBatch(run, [...routes.remove, ...neighbours.remove.ip]);
-    await runBridgeBatch(run, neighbours.remove.bridge);
     this.#actual = {
       neighbours: expected,
       routes: wanted.routes,
@@ -240,7 +242,39 @@ export class Datapath {
       marks: state.marks,
       ipvs: state.services,
     };
-    await last;
+    const again = this.#untidy;
+    this.#tidying = this.#tidy(wanted, {
+      ip: [...routes.remove, ...neighbours.remove.ip],
+      bridge: neighbours.remove.bridge,
+    }).then(
+      () => {
+        this.#untidy = false;
+      },
+      (error: unknown) => {
+        this.#untidy = true;
+        this.distrust();
+        throw explained(error);
+      },
+    );
+    this.#tidying.catch(() => undefined);
+    if (again) await this.#tidying;
+  }
+
+  /** Takes away what no new connection needs: only the next pass waits for it. */
+  async #tidy({ servers, ended }: Wanted, remove: { ip: string[]; bridge: string[] }): Promise<void> {
+    const { run } = this.#options;
+    const retired = this.#retirements.next(servers);
+    const { added } = difference(this.#ended, ended);
+    try {
+      // What was begun and not answered is balanced again, before the way there is gone: a client that tries again would
+      // be told at once that there is none.
+      await forgetFlows(run, { endless: retired, all: added });
+      this.#retirements.done(retired);
+      this.#ended = ended;
+    } finally {
+      await runIpBatch(run, remove.ip);
+      await runBridgeBatch(run, remove.bridge);
+    }
   }
 
   #assemble(
@@ -354,12 +388,13 @@ export class Datapath {
   }
 }
 
-function notPermitted(cause: CommandError): RequestError {
+function explained(error: unknown): unknown {
+  if (!(error instanceof CommandError && error.stderr.includes('Operation not permitted'))) return error;
   return new RequestError(
     'not-permitted',
-    `the kernel did not let Causeway run ${cause.command}: it needs CAP_NET_ADMIN in the host's network namespace, ` +
+    `the kernel did not let Causeway run ${error.command}: it needs CAP_NET_ADMIN in the host's network namespace, ` +
       'so install or create the plugin with the privileges it asks for',
-    { cause },
+    { cause: error },
   );
 }
 

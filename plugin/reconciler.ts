@@ -105,20 +105,39 @@ export class Reconciler {
   }
 
   async #pass(): Promise<void> {
-    const { datapath, log, hidden } = this.#options;
+    const { datapath, hidden } = this.#options;
     try {
       const { revision, ...records } = await this.#read();
       await datapath.apply(this.#planner.plan(records, hidden()));
-      if (this.#report.error !== undefined) log.info({}, 'the kernel is as it should be again');
-      this.#report = { settled: true, revision };
+      const report = { ...this.#report, settled: false, revision };
+      this.#report = report;
+      // Nobody but who asks whether all is settled waits for that.
+      void this.#settle(report);
     } catch (error) {
-      const message = error instanceof Error ? error.message : String(error);
-      // The same trouble every few seconds is one trouble.
-      if (this.#report.error !== message)
-        log.error({ error }, 'the kernel could not be brought to what is wanted');
-      this.#report = { settled: false, error: message };
+      this.#fail(error);
       throw error;
     }
+  }
+
+  /** A later pass has a report of its own. */
+  async #settle(report: PassReport & { revision: string }): Promise<void> {
+    const { datapath, log } = this.#options;
+    try {
+      await datapath.tidied();
+      if (this.#report !== report) return;
+      if (report.error !== undefined) log.info({}, 'the kernel is as it should be again');
+      this.#report = { settled: true, revision: report.revision };
+    } catch (error) {
+      this.#fail(error);
+    }
+  }
+
+  #fail(error: unknown): void {
+    const message = error instanceof Error ? error.message : String(error);
+    // The same trouble every few seconds is one trouble.
+    if (this.#report.error !== message)
+      this.#options.log.error({ error }, 'the kernel could not be brought to what is wanted');
+    this.#report = { settled: false, error: message };
   }
 
   /** The records, without endpoints of this node whose link is gone: their sandbox ended without a word of Docker. */

@@ -37,6 +37,7 @@ async function bring(
 ): Promise<Change[]> {
   const before = kernel.changes.length;
   await datapath.apply(renderWanted(records, node));
+  await datapath.tidied();
   return kernel.changes.slice(before);
 }
 

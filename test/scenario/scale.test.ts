@@ -58,6 +58,7 @@ describe('a node that remembers', () => {
           history.steps();
           const { records, hidden } = history;
           await datapath.apply(planner.plan(records, hidden));
+          await datapath.tidied();
           const before = [kernel.dump(), kernel.changes.length];
           const wanted = renderWanted(records, here, hidden);
           // Where nothing is wanted, one that starts makes sure of it by commands.

@@ -188,19 +188,31 @@ describe('ensurePassage', () => {
 });
 
 describe('forgetFlows', () => {
+  const gone = "conntrack v1.4.7 (conntrack-tools): Operation failed: such conntrack doesn't exist\n";
+
   it('takes one process for all addresses, and none for none', async () => {
     const kernel = new FakeKernel();
-    await forgetFlows(kernel.run, []);
-    await forgetFlows(kernel.run, ['10.64.0.3', '10.64.0.4']);
+    await forgetFlows(kernel.run, { endless: [], all: [] });
+    await forgetFlows(kernel.run, { endless: ['10.64.0.3', '10.64.0.4'], all: ['10.64.0.5'] });
     assert.deepEqual(
       kernel.changes.map(({ command, input }) => [command, input.split('\n').length - 1]),
-      [['conntrack -R -', 4]],
+      [['conntrack -R -', 5]],
     );
+  });
+
+  it('goes on with the rest when a flow ends by itself, but not for ever', async () => {
+    const kernel = new FakeKernel();
+    let refusals = 3;
+    kernel.refuse = () => (refusals-- > 0 ? gone : undefined);
+    await forgetFlows(kernel.run, { endless: ['10.64.0.3'], all: [] });
+    assert.equal(kernel.changes.length, 4);
+    refusals = Infinity;
+    await assert.rejects(forgetFlows(kernel.run, { endless: ['10.64.0.3'], all: [] }), /doesn't exist/);
   });
 
   it('does not hide another failure', async () => {
     const kernel = new FakeKernel();
     kernel.refuse = () => 'conntrack v1.4.7 (conntrack-tools): Operation failed: Operation not permitted\n';
-    await assert.rejects(forgetFlows(kernel.run, ['10.64.0.3']), /not permitted/);
+    await assert.rejects(forgetFlows(kernel.run, { endless: ['10.64.0.3'], all: [] }), /not permitted/);
   });
 });

@@ -79,6 +79,7 @@ describe('the data path', () => {
     assert.ok(web && db && idle);
     const other = { ...db, id: 'other', vips: { [db.networks[0] ?? '']: '10.64.16.9' } };
     await datapath.apply(renderWanted({ ...example, services: [idle, db, other] }, node));
+    await datapath.tidied();
     const commands = kernel.changes
       .slice(before)
       .map(({ command, input }) => `${command} ${input.split(' ', 1)[0] ?? ''}`);
@@ -104,6 +105,8 @@ describe('the data path', () => {
     await datapath.apply(wanted);
     order.length = 0;
     await datapath.apply(renderWanted(afterwards, node));
+    assert.deepEqual(order.slice(-1), ['nft add chain'], 'nobody waits for it');
+    await datapath.tidied();
     assert.deepEqual(order.slice(-2), ['conntrack -D -p', 'ip route del']);
   });
 
@@ -111,6 +114,7 @@ describe('the data path', () => {
     const { kernel, datapath } = await world();
     await datapath.apply(wanted);
     await datapath.apply(renderWanted(afterwards, node));
+    await datapath.tidied();
     const forgotten = kernel.changes.filter(({ command }) => command.startsWith('conntrack'));
     assert.deepEqual(forgotten, [
       {
@@ -120,14 +124,47 @@ describe('the data path', () => {
     ]);
   });
 
-  it('does not wait for their end while their way stays, and tells with the next pass that it failed', async () => {
+  it('has taken away what it left to be taken away before it adds that again', async () => {
+    const kernel = new FakeKernel();
+    const slow: Runner = async (tool, args, options) => {
+      if (tool === 'conntrack') await new Promise((resolve) => setTimeout(resolve, 5));
+      return kernel.run(tool, args, options);
+    };
+    const { datapath } = await world(nftEngine, { run: slow, kernel });
+    await datapath.apply(wanted);
+    const routes = (): string[] => kernel.host.routes.map((route) => JSON.stringify(route)).sort();
+    const before = routes();
+    await datapath.apply(renderWanted(afterwards, node));
+    await datapath.apply(wanted);
+    await datapath.tidied();
+    assert.deepEqual(routes(), before);
+    await datapath.apply(renderWanted(afterwards, node));
+    await datapath.apply(nothing);
+    await datapath.tidied();
+    assert.doesNotMatch(kernel.dump(), /10\.64\./);
+  });
+
+  it('tells when that failed, and does it with the next pass', async () => {
     const { kernel, datapath } = await world();
     await datapath.apply(wanted);
     kernel.refuse = (command) => (command.startsWith('conntrack') ? 'conntrack: no\n' : undefined);
-    const drained = { ...wanted, servers: renderWanted(afterwards, node).servers };
-    await datapath.apply(drained);
-    await assert.rejects(datapath.apply(drained), /conntrack: no/);
-    await datapath.apply(drained);
+    const later = renderWanted(afterwards, node);
+    await datapath.apply(later);
+    await assert.rejects(datapath.tidied(), /conntrack: no/);
+    assert.ok(
+      !kernel.host.routes.some((route) => JSON.stringify(route).includes('10.64.0.4')),
+      'its route is gone',
+    );
+    await assert.rejects(datapath.apply(later), /conntrack: no/);
+    kernel.refuse = () => undefined;
+    const before = kernel.changes.length;
+    await datapath.apply(later);
+    assert.deepEqual(
+      kernel.changes.slice(before).map(({ command, input }) => [command, input.split(' ').at(-1)]),
+      [['conntrack -R -', '10.64.0.4\n']],
+    );
+    await datapath.apply(later);
+    assert.equal(kernel.changes.length, before + 1);
   });
 
   it('puts back what others took out, once it is told to look', async () => {

@@ -1,10 +1,11 @@
 // Owns the tests of when the kernel is brought to the records, and of what is said about it.
 // Must not test what is brought there.
 import assert from 'node:assert/strict';
+import { EventEmitter, once } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { nftEngine } from '../../lb/nft.ts';
 import { createVeth } from '../../net/links.ts';
-import type { Runner } from '../../net/run.ts';
+import type { Runner, Tool } from '../../net/run.ts';
 import { Datapath } from '../../plugin/datapath.ts';
 import { Reconciler } from '../../plugin/reconciler.ts';
 import { openEmbedded } from '../../store/embedded.ts';
@@ -22,7 +23,7 @@ describe('the reconciler', () => {
   let reconciler: Reconciler;
   let lines: LogLine[];
   /** Called before each command. */
-  let onCommand: () => Promise<void>;
+  let onCommand: (tool: Tool) => Promise<void>;
 
   beforeEach(async () => {
     kernel = new FakeKernel();
@@ -41,7 +42,7 @@ describe('the reconciler', () => {
     for (const service of example.services) await records.services.put(service.id, service);
     onCommand = () => Promise.resolve();
     const run: Runner = async (...command) => {
-      await onCommand();
+      await onCommand(command[0]);
       return kernel.run(...command);
     };
     const fabric = { port: 4790, vni: 4790 };
@@ -118,6 +119,24 @@ describe('the reconciler', () => {
 
   it('is not settled before its first pass', () => {
     assert.equal(reconciler.report.settled, false);
+  });
+
+  it('is not settled before the flows of tasks that left are forgotten, and tells when they cannot be', async () => {
+    await reconciler.pass();
+    const told = new EventEmitter();
+    onCommand = async (tool) => {
+      if (tool === 'conntrack') await once(told, 'told');
+    };
+    kernel.refuse = (command) => (command.startsWith('conntrack') ? 'conntrack: no\n' : undefined);
+    await records.services.delete('service-web');
+    await reconciler.pass();
+    assert.equal(reconciler.report.settled, false);
+    told.emit('told');
+    await until(() => /conntrack: no/.test(reconciler.report.error ?? ''));
+    kernel.refuse = () => undefined;
+    onCommand = () => Promise.resolve();
+    await reconciler.pass();
+    await until(() => reconciler.report.settled);
   });
 
   it('follows the records, until it is told to stop', async () => {
