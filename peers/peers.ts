@@ -73,14 +73,15 @@ interface Watched extends Node {
   rttMs?: number;
   /** The revision that was fetched last, as a digest. */
   fetched: string;
-  fetching: boolean;
+  /** Gives up the fetch that is under way. */
+  fetching?: AbortController;
   fetchAt: number;
   /** Gives up the connections that are open to see whether it is alive. */
   hangUps: Set<() => void>;
   /** When it was first asked by a datagram. */
   askedAt?: number;
-  /** When a peer that counts as dead gave its first sign of life. */
-  signAt?: number;
+  /** When a peer that counts as dead gave the first sign of life of those that follow each other, and the last. */
+  signs?: { first: number; last: number };
   /** Whether it ever sent a datagram, and ever accepted a connection. */
   heard: boolean;
   accepted: boolean;
@@ -189,7 +190,6 @@ class OpenPeers implements Peers {
         stamp: 0n,
         interval: 0,
         fetched: noRevision,
-        fetching: false,
         fetchAt: 0,
         hangUps: new Set(),
         heard: false,
@@ -282,7 +282,7 @@ class OpenPeers implements Peers {
     if (state.verdict === before.verdict) return false;
     const fields = { peer: peer.id, address: peer.address, quietMs: Math.round(now - before.quietSince) };
     this.#options.log.info(fields, state.verdict === 'dead' ? 'a peer is dead' : 'a peer is alive');
-    delete peer.signAt;
+    delete peer.signs;
     return true;
   }
 
@@ -369,8 +369,16 @@ class OpenPeers implements Peers {
     const { onOffer, secret } = this.#options;
     if (peer.state.verdict !== 'dead' || onOffer === undefined || secret() === undefined) return false;
     const now = this.#now();
-    peer.signAt ??= now;
-    return now - peer.signAt < newsMs;
+    const { first, last } = peer.signs ?? { first: now, last: -Infinity };
+    if (now - last > newsMs) {
+      // It was silent, and what it has to say may have changed since. An answer from before would be waited for in vain.
+      peer.fetching?.abort();
+      delete peer.fetching;
+      peer.signs = { first: now, last: now };
+    } else {
+      peer.signs = { first, last: now };
+    }
+    return now - peer.signs.first < newsMs;
   }
 
   /**
@@ -391,7 +399,12 @@ class OpenPeers implements Peers {
 
   #refetch(peer: Watched): void {
     const { onOffer } = this.#options;
-    if (onOffer === undefined || peer.fetching || this.#fetches >= maxFetches || this.#now() < peer.fetchAt)
+    if (
+      onOffer === undefined ||
+      peer.fetching !== undefined ||
+      this.#fetches >= maxFetches ||
+      this.#now() < peer.fetchAt
+    )
       return;
     void this.#fetch(peer, onOffer);
   }
@@ -400,7 +413,8 @@ class OpenPeers implements Peers {
     const { port, self, log } = this.#options;
     const secret = this.#options.secret();
     if (secret === undefined) return;
-    peer.fetching = true;
+    const fetching = new AbortController();
+    peer.fetching = fetching;
     this.#fetches += 1;
     let offer: Offer;
     try {
@@ -411,19 +425,20 @@ class OpenPeers implements Peers {
         self: this.#self,
         peer: peer.digest,
         secret,
-        signal: this.#closing.signal,
+        signal: AbortSignal.any([this.#closing.signal, fetching.signal]),
       });
     } catch (error) {
+      if (fetching.signal.aborted) return;
       peer.fetchAt = this.#now() + fetchRetryMs;
       if (!peer.warnedOfOffer)
         log.warn({ peer: peer.id, error }, 'the offer of a peer cannot be fetched yet');
       peer.warnedOfOffer = true;
       return;
     } finally {
-      peer.fetching = false;
+      if (peer.fetching === fetching) delete peer.fetching;
       this.#fetches -= 1;
     }
-    if (this.#peers.get(peer.id) !== peer) return;
+    if (fetching.signal.aborted || this.#peers.get(peer.id) !== peer) return;
     peer.warnedOfOffer = false;
     peer.fetched = revisionDigestOf(offer.revision);
     onOffer(peer.id, offer.revision === '' ? undefined : offer.payload);

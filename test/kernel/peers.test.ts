@@ -195,6 +195,28 @@ describe('two nodes that watch each other', function () {
     }
   });
 
+  it('that gave a sign of life and fell silent again comes back with its news no less', async () => {
+    await cut();
+    two.signal('SIGSTOP');
+    await one.says('dead');
+    // Its kernel takes connections. It is tried once a second.
+    await mend();
+    await sleep(1_200);
+    await cut();
+    await two.kill();
+    await sleep(3_000);
+    assert.deepEqual(one.verdicts, ['alive', 'dead']);
+    two.settings.offer = 'my sandboxes are gone';
+    try {
+      two.start();
+      await mend();
+      await one.says('alive');
+      assert.deepEqual(one.offers, [{ offered: 'my sandboxes are gone', verdict: 'dead' }]);
+    } finally {
+      two.settings.offer = '';
+    }
+  });
+
   it('with a firewall between are unknown, which is not dead, and the log names the port', async () => {
     await one.kill();
     const nft = (words: string): Promise<string> => runTool(two.namespace.path, 'nft', [words]);
