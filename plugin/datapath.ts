@@ -166,6 +166,19 @@ export class Datapath {
       this.#actual = undefined;
       this.#distrusted = false;
     }
+    const trusted = this.#actual !== undefined;
+    try {
+      await this.#bring(wanted);
+    } catch (error) {
+      if (!trusted) throw error;
+      // Others may have taken out of the kernel what this pass builds on, since it was looked at: nobody's request fails
+      // for that.
+      this.#actual = undefined;
+      await this.#bring(wanted);
+    }
+  }
+
+  async #bring(wanted: Wanted): Promise<void> {
     try {
       if (isNothing(wanted)) await this.#clear();
       else await this.#program(wanted);

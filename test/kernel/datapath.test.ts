@@ -204,10 +204,15 @@ describe(`data path, engine ${engine}`, function () {
     await assert.rejects(asker.ask('10.77.200.200', 80, { timeout: 10_000 * slowness }), /EHOSTUNREACH/);
   });
 
-  it('puts back what somebody takes out of the kernel', async () => {
+  /** What an administrator, or a firewall's service that starts, does to the kernel. */
+  async function flushAll(): Promise<void> {
     await world.plugin.tool('nft', ['flush', 'ruleset']);
     await world.node.ip('route', 'flush', 'table', 'all', 'proto', '197');
     if (engine === 'ipvs') await world.plugin.tool('ipvsadm', ['--clear']);
+  }
+
+  it('puts back what somebody takes out of the kernel', async () => {
+    await flushAll();
     await world.until(() =>
       client.ask(nodeAddress, 8080, { timeout: briefly }).then(
         () => true,
@@ -216,6 +221,15 @@ describe(`data path, engine ${engine}`, function () {
     );
     assert.equal((await askMany(client, nodeAddress, 8080, 6)).servers.length, 3);
     assert.equal((await askMany(asker, vip, 80, 6)).servers.length, 3);
+  });
+
+  it('attaches a sandbox, and puts back the rest, just after somebody took everything out of the kernel', async () => {
+    await flushAll();
+    const late = await world.attach(front);
+    assert.equal((await askMany(client, nodeAddress, 8080, 6)).servers.length, 3);
+    await flushAll();
+    await world.detach(late);
+    assert.equal((await askMany(client, nodeAddress, 8080, 6)).servers.length, 3);
   });
 
   it('leaves the last word about who comes in to rules of the user’s own, ahead of its own', async () => {

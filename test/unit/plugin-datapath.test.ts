@@ -183,6 +183,21 @@ describe('the data path', () => {
     assert.deepEqual(kernel.dump().split('\n').sort(), before);
   });
 
+  for (const engine of [nftEngine, ipvsEngine])
+    it(`goes on at once when others took out what it builds on, engine ${engine.name}`, async () => {
+      const { kernel, datapath } = await world(engine);
+      const { kernel: untouched, datapath: other } = await world(engine);
+      await other.apply(renderWanted(afterwards, node));
+      await datapath.apply(wanted);
+      kernel.nft.load('delete table inet causeway');
+      kernel.ipvs?.services.clear();
+      kernel.host.removeLink('cw-fabric');
+      await datapath.apply(renderWanted(afterwards, node));
+      await datapath.tidied();
+      const lines = (of: FakeKernel): string[] => of.dump().split('\n').sort();
+      assert.deepEqual(lines(kernel), lines(untouched));
+    });
+
   it('looks again also when it is told so in the middle of its work', async () => {
     const kernel = new FakeKernel();
     const meddle: Runner = async (tool, args, options) => {
