@@ -109,27 +109,27 @@ export class Reconciler {
     try {
       const { revision, ...records } = await this.#read();
       await datapath.apply(this.#planner.plan(records, hidden()));
-      const report = { ...this.#report, settled: false, revision };
-      this.#report = report;
-      // Nobody but who asks whether all is settled waits for that.
-      void this.#settle(report);
+      void this.#settle(revision);
     } catch (error) {
       this.#fail(error);
       throw error;
     }
   }
 
-  /** A later pass has a report of its own. */
-  async #settle(report: PassReport & { revision: string }): Promise<void> {
+  /** Nobody waits for it: what was reported last holds until then. */
+  async #settle(revision: string): Promise<void> {
     const { datapath, log } = this.#options;
+    const before = this.#report;
     try {
       await datapath.tidied();
-      if (this.#report !== report) return;
-      if (report.error !== undefined) log.info({}, 'the kernel is as it should be again');
-      this.#report = { settled: true, revision: report.revision };
     } catch (error) {
       this.#fail(error);
+      return;
     }
+    // A later pass came to its end already: it has failed.
+    if (this.#report !== before) return;
+    if (before.error !== undefined) log.info({}, 'the kernel is as it should be again');
+    this.#report = { settled: true, revision };
   }
 
   #fail(error: unknown): void {
