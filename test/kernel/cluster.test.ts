@@ -5,14 +5,17 @@ import assert from 'node:assert/strict';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { isDeepStrictEqual } from 'node:util';
 import { consulPort, consulServer, prepareConsul } from '../lab/consul.ts';
 import { startCommand, type Running } from '../lab/node.ts';
 import { slowness } from '../slowness.ts';
 import { askMany } from './ask.ts';
 import type { Peer } from './peer.ts';
+import { rollingUpdate, startLoad, startTask, type ServedTask } from './rolling-update.ts';
 import {
   clientAddress,
+  nodeAddress,
   wireAddress,
   World,
   type Namespace,
@@ -24,6 +27,12 @@ import {
 const engine = process.env['CAUSEWAY_TEST_LB'] ?? 'nft';
 /** Milliseconds after which what should be dropped counts as dropped. */
 const briefly = 700 * slowness;
+/** How long a request takes that is long, in milliseconds. */
+const longMs = 3_000 * slowness;
+/** Milliseconds from one to the next. An emulated processor, which has three nodes to carry, can do no more beside. */
+const every = slowness > 1 ? { brief: 500, long: 4_000 } : { brief: 10, long: 200 };
+/** Rolling updates of each kind. On an emulated processor each takes five minutes. */
+const updates = Number(process.env['CAUSEWAY_TEST_UPDATES'] ?? 1);
 
 describe(`data path between nodes, engine ${engine}`, function () {
   this.timeout(240_000 * slowness);
@@ -271,8 +280,51 @@ describe(`data path between nodes, engine ${engine}`, function () {
       assert.equal((await askMany(client, address, 8080, 8)).servers.length, 4);
   });
 
+  /** A service of two tasks on each node, for rolling updates. */
+  let rolled: TestService | undefined;
+  let tasks: ServedTask[] = [];
+  const allServe = (): Promise<void> =>
+    world.until(async () => (await askMany(client, nodeAddress, 8090, 12)).servers.length === 6);
+
+  for (const order of ['stop-first', 'start-first'] as const)
+    it(`loses no request in rolling updates, ${order}, long ones among them`, async function () {
+      this.timeout(240_000 * slowness * updates);
+      if (rolled === undefined) {
+        const service = (rolled = await world.service('rolled', front, ['8090:80'], []));
+        const places = [...world.nodes, ...world.nodes];
+        tasks = await Promise.all(places.map((node) => startTask(world, service, node)));
+        world.docker.hint();
+      }
+      await allServe();
+      const at = { addresses: world.nodes.map(({ address }) => address), port: 8090 };
+      const loads = [
+        startLoad(client, { ...at, everyMs: every.brief, pauseMs: 0 }),
+        startLoad(client, { ...at, everyMs: every.long, pauseMs: longMs }),
+      ];
+      const names: string[] = [];
+      for (let turn = 0; turn < updates; turn += 1) {
+        tasks = await rollingUpdate(world, rolled, tasks, order);
+        names.push(...tasks.map(({ listed }) => listed.ID));
+      }
+      await allServe();
+      // Enough for each new task to have its share.
+      await sleep(1_000 * slowness);
+      const [brief = [], long = []] = await Promise.all(loads.map((load) => load.stop()));
+      this.test!.title += `: ${brief.length} short, ${long.length} of ${longMs / 1000} s, in ${updates} updates`;
+      assert.deepEqual(
+        [...brief, ...long].flatMap(({ failure }) => failure ?? []),
+        [],
+      );
+      const answered = new Set(brief.map(({ server }) => server));
+      assert.deepEqual(
+        names.filter((name) => !answered.has(name)),
+        [],
+        'each new task had its share',
+      );
+    });
+
   it('leaves the kernel of each node as it was #main', async () => {
-    await world.removeService(service);
+    for (const one of [service, rolled]) if (one !== undefined) await world.removeService(one);
     for (const endpoint of [...world.endpoints]) await world.detach(endpoint);
     await world.removeNetwork(front, world.nodes);
     await world.removeNetwork(back);

@@ -1,9 +1,10 @@
 // Owns what runs inside a namespace of the kernel tests: it serves TCP and UDP, and asks, as told by lines of JSON.
 // Must not assert anything.
 import { createSocket } from 'node:dgram';
-import { connect, createServer, type Socket } from 'node:net';
+import { connect, createServer, type Server, type Socket } from 'node:net';
 import { createInterface } from 'node:readline';
 import { once } from 'node:events';
+import { setTimeout as sleep } from 'node:timers/promises';
 
 /** What a server saw of the asker; the answer to every question. */
 export interface Seen {
@@ -15,11 +16,23 @@ export interface Seen {
 
 export type Command =
   | { op: 'serve'; name: string; tcp?: number; udp?: number; address?: string }
-  | { op: 'ask'; protocol: 'tcp' | 'udp'; host: string; port: number; timeout: number; localPort?: number }
+  | {
+      op: 'ask';
+      protocol: 'tcp' | 'udp';
+      host: string;
+      port: number;
+      timeout: number;
+      localPort?: number;
+      /** Milliseconds between the connection and the question, TCP only. */
+      pause?: number;
+    }
   | { op: 'open'; key: string; host: string; port: number; timeout: number; localPort?: number }
-  | { op: 'use'; key: string; timeout: number };
+  | { op: 'use'; key: string; timeout: number }
+  /** Takes no new connections, and answers when those there are have ended. */
+  | { op: 'retire' };
 
 const held = new Map<string, Socket>();
+const servers: Server[] = [];
 
 /** One line in, one line out, for as long as the connection lives. */
 function serve({
@@ -36,6 +49,7 @@ function serve({
       socket.on('data', () => socket.write(answer(socket.remoteAddress, socket.remotePort) + '\n'));
       socket.on('error', () => socket.destroy());
     });
+    servers.push(server);
     started.push(once(server.listen(tcp, address), 'listening'));
   }
   if (udp !== undefined) {
@@ -50,6 +64,7 @@ function serve({
 
 function exchange(socket: Socket, timeout: number): Promise<Seen> {
   return new Promise((resolve, reject) => {
+    if (socket.errored) throw socket.errored;
     const timer = setTimeout(() => reject(new Error('timeout')), timeout);
     socket.once('error', (error: NodeJS.ErrnoException) => reject(new Error(error.code ?? error.message)));
     socket.once('close', () => reject(new Error('closed')));
@@ -66,6 +81,8 @@ async function open(host: string, port: number, timeout: number, localPort?: num
   const signal = AbortSignal.timeout(timeout);
   try {
     await once(socket, 'connect', { signal });
+    // Until somebody uses it.
+    socket.on('error', () => undefined);
     return socket;
   } catch (error) {
     socket.destroy();
@@ -81,10 +98,12 @@ async function ask({
   port,
   timeout,
   localPort = 0,
+  pause = 0,
 }: Extract<Command, { op: 'ask' }>): Promise<Seen> {
   if (protocol === 'tcp') {
     const socket = await open(host, port, timeout);
     try {
+      await sleep(pause);
       return await exchange(socket, timeout);
     } finally {
       socket.destroy();
@@ -120,6 +139,9 @@ async function act(command: Command): Promise<unknown> {
       if (socket === undefined) throw new Error(`no connection ${command.key}`);
       return exchange(socket, command.timeout);
     }
+    case 'retire':
+      await Promise.all(servers.map((server) => new Promise((resolve) => server.close(resolve))));
+      return null;
   }
 }
 

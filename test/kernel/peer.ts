@@ -15,11 +15,13 @@ export interface Peer {
   ask(
     host: string,
     port: number,
-    options?: { protocol?: 'tcp' | 'udp'; localPort?: number; timeout?: number },
+    options?: { protocol?: 'tcp' | 'udp'; localPort?: number; timeout?: number; pause?: number },
   ): Promise<Seen>;
   /** Opens a connection that is kept under a key, for {@link Peer.use}. */
   open(key: string, host: string, port: number, o?: { localPort?: number }): Promise<void>;
   use(key: string): Promise<Seen>;
+  /** Takes no new TCP connections from now on. Resolves when those there are have ended. */
+  retire(): Promise<void>;
   stop(): Promise<void>;
 }
 
@@ -45,17 +47,19 @@ export function startPeer(netns: string): Peer {
     });
   return {
     serve: (command) => tell({ op: 'serve', ...command }),
-    ask: (host, port, { protocol = 'tcp', localPort, timeout = patience } = {}) =>
+    ask: (host, port, { protocol = 'tcp', localPort, timeout = patience, pause = 0 } = {}) =>
       tell<Seen>({
         op: 'ask',
         protocol,
         host,
         port,
         timeout,
+        pause,
         ...(localPort === undefined ? {} : { localPort }),
       }),
     open: (key, host, port, o) => tell({ op: 'open', key, host, port, timeout: patience, ...o }),
     use: (key) => tell({ op: 'use', key, timeout: patience }),
+    retire: () => tell({ op: 'retire' }),
     async stop() {
       program.stdin.end();
       await program;

@@ -153,6 +153,8 @@ export class World {
   /** What is attached now. */
   readonly endpoints: TestEndpoint[] = [];
   readonly #sandboxes: Namespace[] = [];
+  /** How many sandboxes there have been. */
+  #made = 0;
   readonly #peers: Peer[] = [];
 
   private constructor(nodes: TestNode[], client: Namespace, wire: Namespace) {
@@ -367,10 +369,18 @@ export class World {
     });
   }
 
-  /** A sandbox with one endpoint, set up as libnetwork does after Join. */
-  async attach(network: TestNetwork, node = this.first, sandbox?: Namespace): Promise<TestEndpoint> {
+  /**
+   * A sandbox with one endpoint, set up as libnetwork does after Join.
+   * @param o.sandbox one that there is already
+   * @param o.address one that Swarm's leader has requested already
+   */
+  async attach(
+    network: TestNetwork,
+    node = this.first,
+    o: { sandbox?: Namespace; address?: string } = {},
+  ): Promise<TestEndpoint> {
     const { client } = node.plugin;
-    const address = await this.requestAddress(network.globalPool);
+    const address = o.address ?? (await this.requestAddress(network.globalPool));
     await client.call('IpamDriver.RequestAddress', {
       PoolID: network.localPool,
       Address: bare(address),
@@ -380,7 +390,7 @@ export class World {
       id: id(),
       network,
       address: bare(address),
-      sandbox: sandbox ?? (await this.sandbox()),
+      sandbox: o.sandbox ?? (await this.sandbox()),
       node,
     };
     const ids = { NetworkID: network.id, EndpointID: endpoint.id };
@@ -430,9 +440,8 @@ export class World {
   }
 
   async sandbox(): Promise<Namespace> {
-    const namespace = await Namespace.make(
-      `${this.node.name}${this.#sandboxes.length}${randomBytes(1).toString('hex')}`,
-    );
+    this.#made += 1;
+    const namespace = await Namespace.make(`${this.node.name}s${this.#made}`);
     this.#sandboxes.push(namespace);
     return namespace;
   }
