@@ -1,4 +1,4 @@
-// Owns asking many times and summing up who answered.
+// Owns asking many times, one after the other or all the time, and summing up who answered.
 // Must not assert anything.
 import type { Peer } from './peer.ts';
 import type { Seen } from './peer-program.ts';
@@ -32,4 +32,41 @@ export async function countMany(
     counts[server] = (counts[server] ?? 0) + 1;
   }
   return counts;
+}
+
+export interface Load {
+  /** @returns what became of each request: who answered, or why nobody did */
+  stop(): Promise<{ server?: string; failure?: string }[]>;
+}
+
+/** Asks these addresses in turn, on a new connection each time, and as often as is said, whoever is answered or not. */
+export function startLoad(
+  client: Peer,
+  {
+    addresses,
+    port,
+    everyMs,
+    pauseMs,
+  }: { addresses: readonly string[]; port: number; everyMs: number; pauseMs: number },
+): Load {
+  const requests: Promise<{ server?: string; failure?: string }>[] = [];
+  const ask = (): void => {
+    const address = addresses[requests.length % addresses.length] ?? '';
+    const begun = Date.now();
+    requests.push(
+      client.ask(address, port, { pause: pauseMs }).then(
+        ({ server }) => ({ server }),
+        (error: unknown) => ({
+          failure: `${new Date(begun).toISOString()} by ${address}: ${(error as Error).message} after ${Date.now() - begun} ms`,
+        }),
+      ),
+    );
+  };
+  const timer = setInterval(ask, everyMs);
+  return {
+    stop() {
+      clearInterval(timer);
+      return Promise.all(requests);
+    },
+  };
 }

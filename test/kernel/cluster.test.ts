@@ -10,9 +10,9 @@ import { isDeepStrictEqual } from 'node:util';
 import { consulPort, consulServer, prepareConsul } from '../lab/consul.ts';
 import { startCommand, type Running } from '../lab/node.ts';
 import { slowness } from '../slowness.ts';
-import { askMany } from './ask.ts';
+import { askMany, startLoad } from './ask.ts';
 import type { Peer } from './peer.ts';
-import { rollingUpdate, startLoad, startTask, type ServedTask } from './rolling-update.ts';
+import { rollingUpdate, startTask, type ServedTask } from './rolling-update.ts';
 import {
   clientAddress,
   nodeAddress,

@@ -1,5 +1,5 @@
 // Owns playing Swarm's part in `docker service update`, with the pauses that Docker was measured to make and no other:
-// nobody waits for Causeway here, as Docker does not. And the load beside it.
+// nobody waits for Causeway here, as Docker does not.
 // Must not assert anything.
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Task } from '../../swarm/docker.ts';
@@ -39,7 +39,7 @@ export async function startTask(world: World, service: TestService, node: TestNo
     NetworksAttachments: [{ Network: { ID: network.id }, Addresses: [address] }],
   };
   world.docker.tasks.push(listed);
-  const endpoint = await world.attach(network, node, { address });
+  const endpoint = await world.attach(network, node, address);
   const server = world.peer(endpoint.sandbox);
   await server.serve({ name: listed.ID, tcp: 80 });
   listed.Status = { State: 'running' };
@@ -81,41 +81,4 @@ export async function rollingUpdate(
   await Promise.all(replaced.map(([, ended]) => ended));
   say('completed');
   return replaced.map(([task]) => task);
-}
-
-export interface Load {
-  /** @returns what became of each request: who answered, or why nobody did */
-  stop(): Promise<{ server?: string; failure?: string }[]>;
-}
-
-/** Asks these addresses in turn, on a new connection each time, and as often as is said, whoever is answered or not. */
-export function startLoad(
-  client: Peer,
-  {
-    addresses,
-    port,
-    everyMs,
-    pauseMs,
-  }: { addresses: readonly string[]; port: number; everyMs: number; pauseMs: number },
-): Load {
-  const requests: Promise<{ server?: string; failure?: string }>[] = [];
-  const ask = (): void => {
-    const address = addresses[requests.length % addresses.length] ?? '';
-    const begun = Date.now();
-    requests.push(
-      client.ask(address, port, { pause: pauseMs }).then(
-        ({ server }) => ({ server }),
-        (error: unknown) => ({
-          failure: `${new Date(begun).toISOString()} by ${address}: ${(error as Error).message} after ${Date.now() - begun} ms`,
-        }),
-      ),
-    );
-  };
-  const timer = setInterval(ask, everyMs);
-  return {
-    stop() {
-      clearInterval(timer);
-      return Promise.all(requests);
-    },
-  };
 }

@@ -371,16 +371,11 @@ export class World {
 
   /**
    * A sandbox with one endpoint, set up as libnetwork does after Join.
-   * @param o.sandbox one that there is already
-   * @param o.address one that Swarm's leader has requested already
+   * @param requested its address, when Swarm's leader has requested one already
    */
-  async attach(
-    network: TestNetwork,
-    node = this.first,
-    o: { sandbox?: Namespace; address?: string } = {},
-  ): Promise<TestEndpoint> {
+  async attach(network: TestNetwork, node = this.first, requested?: string): Promise<TestEndpoint> {
     const { client } = node.plugin;
-    const address = o.address ?? (await this.requestAddress(network.globalPool));
+    const address = requested ?? (await this.requestAddress(network.globalPool));
     await client.call('IpamDriver.RequestAddress', {
       PoolID: network.localPool,
       Address: bare(address),
@@ -390,7 +385,7 @@ export class World {
       id: id(),
       network,
       address: bare(address),
-      sandbox: o.sandbox ?? (await this.sandbox()),
+      sandbox: await this.sandbox(),
       node,
     };
     const ids = { NetworkID: network.id, EndpointID: endpoint.id };
@@ -405,16 +400,13 @@ export class World {
       Options: { 'com.docker.network.endpoint.exposedports': [], 'com.docker.network.portmap': [] },
     })) as { InterfaceName: { SrcName: string; DstPrefix: string }; Gateway: string };
     const { SrcName, DstPrefix } = joined.InterfaceName;
-    const index = (await endpoint.sandbox.ip('-br', 'link'))
-      .split('\n')
-      .filter((line) => line.startsWith(DstPrefix)).length;
-    const name = `${DstPrefix}${index}`;
+    const name = `${DstPrefix}0`;
     await node.namespace.ip('link', 'set', SrcName, 'netns', endpoint.sandbox.name, 'name', name);
     const mac = (created['Interface'] as { MacAddress: string }).MacAddress;
     await endpoint.sandbox.ip('link', 'set', name, 'address', mac);
     await endpoint.sandbox.ip('address', 'add', address, 'dev', name);
     await endpoint.sandbox.ip('link', 'set', name, 'up');
-    if (index === 0) await endpoint.sandbox.ip('route', 'add', 'default', 'via', joined.Gateway);
+    await endpoint.sandbox.ip('route', 'add', 'default', 'via', joined.Gateway);
     await client.call('NetworkDriver.ProgramExternalConnectivity', {
       ...ids,
       Options: { 'com.docker.network.portmap': [] },
