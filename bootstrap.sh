@@ -15,12 +15,20 @@ if [ ! -e "$installed" ] || [ -n "$(find package-lock.json -newer "$installed")"
     exit 1
   fi
   echo 'installing npm packages (once; about a minute)'
-  npm ci --no-audit --no-fund --loglevel=error
+  # Nothing but what the lock names, by its integrity: a package's own script could fetch more. All of it, whatever the
+  # machine's settings leave out.
+  npm ci --ignore-scripts --include=dev --include=optional --no-audit --no-fund --loglevel=error
   # npm leaves an older time when nothing changed.
   touch "$installed"
 fi
+# npm names the package by the processor; here it has one path.
 if [ ! -x node_modules/node/bin/node ]; then
-  echo 'node_modules has no Node 24. Does npm ignore install scripts here? Try: npm rebuild node esbuild' >&2
+  for package in node_modules/node-linux-*; do
+    if [ -x "$package/bin/node" ]; then ln -sfn "${package#node_modules/}" node_modules/node; fi
+  done
+fi
+if [ ! -x node_modules/node/bin/node ]; then
+  echo 'node_modules has no Node 24: there is one for Linux on x64 and arm64. Remove node_modules and try again.' >&2
   exit 1
 fi
 

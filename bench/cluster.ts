@@ -1,13 +1,13 @@
 // Owns the cluster that parts of the bench do something to: a Swarm with Consul and the plugin on each node, its services,
 // and when they serve.
 // Must not lose anything, nor measure.
-import { z } from 'zod';
+import * as z from 'zod';
 import { pluginName } from '../rootfs/create.ts';
 import { askFor } from '../test/lab/asking.ts';
 import { loadImage, prepareImage } from '../test/lab/image.ts';
 import type { Lab } from '../test/lab/lab.ts';
 import type { LabNode } from '../test/lab/node.ts';
-import { until } from '../test/lab/processes.ts';
+import { until } from '../test/support/until.ts';
 import { enablePlugin } from '../test/lab/slow.ts';
 import { slowness } from '../test/slowness.ts';
 
@@ -28,7 +28,7 @@ const patienceMs = 180_000 * slowness;
 
 /** The part of `GET /status` that tells whether a node is ready. */
 const status = z.object({
-  nodes: z.array(z.object({ id: z.string(), name: z.string(), hidden: z.boolean() })),
+  nodes: z.array(z.object({ id: z.string(), name: z.string(), unreachable: z.boolean() })),
   kernel: z.object({ settled: z.boolean() }),
   store: z.object({ connected: z.boolean(), pending: z.number() }),
 });
@@ -129,7 +129,7 @@ export class Cluster {
     await this.until('all nodes know each other', async () => {
       const seen = await Promise.all(nodes.map((node) => this.status(node).catch(() => undefined)));
       return seen.every(
-        (one) => one?.nodes.length === nodes.length && !one.nodes.some(({ hidden }) => hidden),
+        (one) => one?.nodes.length === nodes.length && !one.nodes.some(({ unreachable }) => unreachable),
       );
     });
   }

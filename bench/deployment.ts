@@ -1,10 +1,10 @@
 // Owns what is measured: a one-node Swarm with the plugin, and the same web server on Causeway and on Docker's overlay.
 // Must not measure anything.
-import { z } from 'zod';
+import * as z from 'zod';
 import { createPlugin, pluginName } from '../rootfs/create.ts';
 import type { Lab } from '../test/lab/lab.ts';
 import type { Command, Host } from '../test/lab/node.ts';
-import { until } from '../test/lab/processes.ts';
+import { until } from '../test/support/until.ts';
 import { enablePlugin } from '../test/lab/slow.ts';
 
 /** In every server's container. */

@@ -17,7 +17,7 @@ interface NftRule {
 
 /**
  * Lets the client outside reach the endpoints of a subnet by their own addresses while `work` runs, through the node
- * and its very same chains: the rule of the forward chain (net/rules.ts) that drops it only gets one more condition,
+ * and its very same chains: the rules (net/rules.ts) that drop it only get one more condition,
  * "not from the client", behind all others. So a packet by the published way meets what it always meets. The plugin's
  * process is halted meanwhile, lest it find its table edited and put it right.
  */
@@ -50,14 +50,17 @@ export async function withDirectWay<T>(lab: Lab, subnet: string, work: () => Pro
   }
 }
 
-/** @returns the rules of the forward chain that end in a drop. @throws Error when there are none */
+/** What comes from outside to an endpoint passes these. */
+const chains = ['guard', 'forward', 'to_endpoint'];
+
+/** @returns the rules of these chains that end in a drop. @throws Error when there are none */
 async function dropRules(node: LabNode): Promise<NftRule[]> {
-  const { stdout } = await node.exec(['nft', '-j', '-a', 'list', 'chain', 'inet', table, 'forward']);
+  const { stdout } = await node.exec(['nft', '-j', '-a', 'list', 'table', 'inet', table]);
   const { nftables } = JSON.parse(stdout) as { nftables: { rule?: NftRule }[] };
   const rules = nftables.flatMap(({ rule }) =>
-    rule !== undefined && 'drop' in rule.expr.at(-1)! ? [rule] : [],
+    rule !== undefined && chains.includes(rule.chain) && 'drop' in rule.expr.at(-1)! ? [rule] : [],
   );
-  if (rules.length === 0) throw new Error(`No rule of the chain forward of table ${table} drops anything.`);
+  if (rules.length === 0) throw new Error(`No rule of table ${table} keeps anything from an endpoint.`);
   return rules;
 }
 

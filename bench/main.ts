@@ -15,11 +15,15 @@ import { Cluster } from './cluster.ts';
 import { measureFailover } from './failover.ts';
 import { prepareLoad } from './load.ts';
 import { compareResolvers } from './names.ts';
+import { measureOneClient } from './one-client.ts';
 import { comparePaths } from './paths.ts';
 import { isMet, load, parts, renderTable, save, writeDocuments, type Finding, type Part } from './report.ts';
 import { measurePorts } from './ports.ts';
 import { measureRollouts } from './rollout.ts';
 import { measureScale } from './scale.ts';
+import { measureManyStarts, measureStarts } from './start.ts';
+import { buildEarlier } from './earlier.ts';
+import { measureUpgrades } from './upgrade.ts';
 import { soakLeaders, soakOutage, type SoakOptions } from './soak.ts';
 
 const usage = `usage: npm run bench -- [PART...] [--quick] [--rounds N] [--seconds N] [--write]
@@ -28,6 +32,9 @@ const usage = `usage: npm run bench -- [PART...] [--quick] [--rounds N] [--secon
   nft         published port and VIP against the container's own address, engine nft, this machine's kernel
   ipvs        the same with engine ipvs, and against Docker's own mesh, on a stock Debian kernel in a virtual machine
   names       questions for names, against Docker's own resolver and dnsmasq
+  start       docker run, and six tasks on three nodes, against Docker's overlay
+  start-many  the same with 120 tasks, and what they cost the plugins; a round takes minutes
+  one-client  many short connections of one client by three nodes to one task: steady, and in bursts
   scale       what large clusters cost a node, and how soon a task is a real server on all nodes
   failover    until when connections fail once a node of three has lost its power, and when it serves again
   ports       what 2,000 published ports and a range of 1,000 cost
@@ -35,11 +42,14 @@ const usage = `usage: npm run bench -- [PART...] [--quick] [--rounds N] [--secon
               (without a PART: all of them)
   ports-ipvs, failover-ipvs, rollout-ipvs
               the same with engine ipvs, and of Docker's own mesh beside it, in the virtual machine
+  upgrade     requests that fail while three nodes go to the plugin of an earlier commit (--from) and back
   soak        half an hour: leaders, the leading manager lost ten times under churn; outage, ten minutes without Consul
 
   --quick     3 rounds of 1 s, 5 s idle: whether it works, not how well
-  --rounds N  default 15, of failover 5 (ipvs: 3), of rollout 20 (ipvs: 4), of leaders 10
-  --seconds N of each round, default 2, of outage 600
+  --rounds N  default 15, of failover 5 (ipvs: 3), of rollout 20 (ipvs: 4), of one-client 5, of leaders 10, of start-many 3,
+              of upgrade 1
+  --seconds N of each round, default 2, of one-client 100, of outage 600
+  --from C    of upgrade: the commit to go to and come back from
   --write     put the results of all parts, of this run or an earlier one, into docs/performance.md; of soak into
               docs/resilience.md, of scale into docs/scale.md
 
@@ -56,6 +66,8 @@ interface Settings {
   rounds: number;
   seconds: number;
   idleSeconds: number;
+  /** The commit that is upgraded from. */
+  from?: string;
   signal: AbortSignal;
 }
 
@@ -116,6 +128,15 @@ const measure: Record<Part, (settings: Settings, progress: Progress) => Promise<
       measureFailover({ ...o, dockersMesh: false, rounds, tasks: 6, intervalMs: 20 }),
     ),
 
+  start: ({ rounds, signal }, progress) =>
+    inCluster('start', signal, progress, (o) => measureStarts({ ...o, rounds, signal })),
+
+  'start-many': ({ rounds, signal }, progress) =>
+    inCluster('start', signal, progress, (o) => measureManyStarts({ ...o, rounds, signal })),
+
+  'one-client': ({ rounds, seconds, signal }, progress) =>
+    inCluster('one-client', signal, progress, (o) => measureOneClient({ ...o, rounds, seconds, signal })),
+
   async scale({ rounds, signal }, progress) {
     return { kernel: release(), findings: await measureScale({ rounds, progress, signal }) };
   },
@@ -143,6 +164,13 @@ const measure: Record<Part, (settings: Settings, progress: Progress) => Promise<
   // An emulated processor has no time for more nodes: Swarm would take them for lost while it starts their tasks.
   'failover-ipvs': (settings, progress) => inGuest('failover-ipvs', settings, progress, { nodes: 2 }),
   'rollout-ipvs': (settings, progress) => inGuest('rollout-ipvs', settings, progress, { nodes: 1 }),
+
+  upgrade: async ({ rounds, from, signal }, progress) => {
+    if (from === undefined) throw new Error(`upgrade wants --from COMMIT.\n${usage}`);
+    progress(`building the plugin of ${from}`);
+    const earlier = await buildEarlier(from, signal);
+    return inCluster('upgrade', signal, progress, (o) => measureUpgrades({ ...o, earlier, rounds }));
+  },
 
   leaders: ({ rounds, signal }, progress) =>
     inCluster('soak-leaders', signal, progress, (o) => soakLeaders(o, { losses: rounds })),
@@ -199,7 +227,7 @@ async function inCluster(
 /** What `soak` names. */
 const soak: readonly Part[] = ['leaders', 'outage'];
 /** Too long to be meant by a command that names no part. */
-const onlyByName: readonly Part[] = ['ports-ipvs', 'failover-ipvs', 'rollout-ipvs', ...soak];
+const onlyByName: readonly Part[] = ['ports-ipvs', 'failover-ipvs', 'rollout-ipvs', 'upgrade', ...soak];
 
 /** Where they differ: a round of failover takes a minute, and what is lost is lost as often and as long as promised. */
 const defaultRounds: Partial<Record<Part, number>> = {
@@ -207,9 +235,12 @@ const defaultRounds: Partial<Record<Part, number>> = {
   'failover-ipvs': 3,
   rollout: 20,
   'rollout-ipvs': 4,
+  'one-client': 5,
+  'start-many': 3,
+  upgrade: 1,
   leaders: 10,
 };
-const defaultSeconds: Partial<Record<Part, number>> = { outage: 600 };
+const defaultSeconds: Partial<Record<Part, number>> = { 'one-client': 100, outage: 600 };
 
 async function main(): Promise<void> {
   const { values, positionals } = parseArgs({
@@ -218,6 +249,7 @@ async function main(): Promise<void> {
       quick: { type: 'boolean', default: false },
       rounds: { type: 'string' },
       seconds: { type: 'string' },
+      from: { type: 'string' },
       write: { type: 'boolean', default: false },
     },
   });
@@ -231,6 +263,7 @@ async function main(): Promise<void> {
     rounds: Number(values.rounds ?? (values.quick ? 3 : (defaultRounds[part] ?? 15))),
     seconds: Number(values.seconds ?? defaultSeconds[part] ?? (values.quick ? 1 : 2)),
     idleSeconds: values.quick ? 5 : 60,
+    ...(values.from !== undefined && { from: values.from }),
     signal: stop.signal,
   });
   if (!wanted.map(settingsOf).every(({ rounds, seconds }) => rounds >= 1 && seconds >= 1))

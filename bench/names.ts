@@ -7,7 +7,7 @@ import { pluginName } from '../rootfs/create.ts';
 import { imageName, loadImage, prepareImage } from '../test/lab/image.ts';
 import type { Lab } from '../test/lab/lab.ts';
 import type { Host, LabNode } from '../test/lab/node.ts';
-import { until } from '../test/lab/processes.ts';
+import { until } from '../test/support/until.ts';
 import { dnsmasq, questions, slowest } from './load.ts';
 import type { Finding } from './report.ts';
 import { interleave, median, ratio, type Way } from './rounds.ts';
@@ -45,7 +45,8 @@ export async function compareResolvers(o: NamesOptions): Promise<Finding[]> {
   try {
     progress('starting the resolvers');
     await loadImage(node, await prepareImage({ progress, ...(signal ? { signal } : {}) }));
-    await lab.installPlugin();
+    // dnsmasq answers on a port of the node, which sandboxes may not use otherwise.
+    await lab.installPlugin({ set: { CAUSEWAY_HOST_ACCESS: 'on' } });
     await lab.formSwarm();
     const hosts = join(directory, 'hosts');
     client

@@ -4,7 +4,7 @@
 import { prepareImage, loadImage, type Image } from '../test/lab/image.ts';
 import type { Lab } from '../test/lab/lab.ts';
 import type { Host } from '../test/lab/node.ts';
-import { until } from '../test/lab/processes.ts';
+import { until } from '../test/support/until.ts';
 import { Deployment, ports } from './deployment.ts';
 import { withDirectWay } from './direct.ts';
 import { newConnections, throughput } from './load.ts';

@@ -2,7 +2,7 @@
 // Must not measure anything.
 import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { z } from 'zod';
+import * as z from 'zod';
 
 const root = join(import.meta.dirname, '..');
 const resultsDir = join(root, 'build/bench');
@@ -13,6 +13,9 @@ export const parts = [
   'nft',
   'ipvs',
   'names',
+  'start',
+  'start-many',
+  'one-client',
   'scale',
   'ports',
   'ports-ipvs',
@@ -20,6 +23,7 @@ export const parts = [
   'failover-ipvs',
   'rollout',
   'rollout-ipvs',
+  'upgrade',
   'leaders',
   'outage',
 ] as const;
@@ -110,6 +114,9 @@ const titles: Record<Part, string> = {
   nft: 'Engine nft',
   ipvs: "Engine ipvs, and Docker's own mesh",
   names: 'Names',
+  start: 'Starting containers',
+  'start-many': 'Starting many containers at a time',
+  'one-client': 'Many connections of one client',
   scale: 'Scale',
   ports: 'Many published ports',
   'ports-ipvs': 'Many published ports, engine ipvs',
@@ -117,6 +124,7 @@ const titles: Record<Part, string> = {
   'failover-ipvs': "Loss of a node, engine ipvs, and Docker's own mesh",
   rollout: 'Rolling updates',
   'rollout-ipvs': "Rolling updates, engine ipvs, and Docker's own mesh",
+  upgrade: 'Rolling upgrade, and back',
   leaders: 'The leading manager lost under churn',
   outage: 'Consul away',
 };
@@ -127,6 +135,9 @@ const extents: Record<Part, (of: Circumstances) => string> = {
   nft: ({ rounds, seconds }) => ` ${rounds} rounds of ${seconds} s.`,
   ipvs: ({ rounds, seconds }) => ` ${rounds} rounds of ${seconds} s.`,
   names: ({ rounds, seconds }) => ` ${rounds} rounds of ${seconds} s.`,
+  start: ({ rounds }) => ` ${rounds} rounds of docker run, a third of them of services.`,
+  'start-many': ({ rounds }) => ` ${rounds} rounds.`,
+  'one-client': ({ rounds, seconds }) => ` ${seconds} s, then ${rounds} rounds of bursts.`,
   scale: ({ rounds }) => ` ${rounds} rounds.`,
   ports: ({ rounds, seconds }) => ` ${rounds} rounds of ${seconds} s.`,
   'ports-ipvs': ({ rounds, seconds }) => ` ${rounds} rounds of ${seconds} s.`,
@@ -134,13 +145,16 @@ const extents: Record<Part, (of: Circumstances) => string> = {
   'failover-ipvs': ({ rounds }) => ` ${rounds} rounds.`,
   rollout: ({ rounds }) => ` ${rounds} updates.`,
   'rollout-ipvs': ({ rounds }) => ` ${rounds} updates.`,
+  upgrade: ({ rounds }) => ` There and back ${rounds === 1 ? 'once' : `${rounds} times`}.`,
   leaders: ({ rounds }) => ` ${rounds} losses.`,
   outage: ({ seconds }) => ` ${seconds} s.`,
 };
 
 function documentOf(part: Part): string {
   if (part === 'scale') return 'docs/scale.md';
-  return part === 'leaders' || part === 'outage' ? 'docs/resilience.md' : 'docs/performance.md';
+  return part === 'leaders' || part === 'outage' || part === 'upgrade'
+    ? 'docs/resilience.md'
+    : 'docs/performance.md';
 }
 
 const [begin, end] = [

@@ -67,10 +67,10 @@ function startNode(cluster: ScaleCluster, run: Runner): { datapath: Datapath; re
   const datapath = new Datapath({ run, sysctl, engine: nftEngine, fabric, nodeAddress: () => '' });
   const { records } = cluster;
   const { log } = captureLog();
-  const hidden = new Set<string>();
+  const unreachable = new Set<string>();
   return {
     datapath,
-    reconciler: new Reconciler({ records, datapath, node: here, log, hidden: () => hidden }),
+    reconciler: new Reconciler({ records, datapath, node: here, log, unreachable: () => unreachable }),
   };
 }
 
@@ -96,7 +96,7 @@ async function measureKernel(size: Size, { rounds, progress, signal }: ScaleOpti
     cold.push(await timed(() => reconciler.pass()));
     coldCpu.push((await cpuOfAll()) - before);
     processes = commands.length;
-    datapath.distrust();
+    datapath.invalidate();
     verify.push(await timed(() => reconciler.pass()));
     before = await cpuOfAll();
     for (let turn = 0; turn < changesPerRound; turn += 1) {
@@ -104,7 +104,7 @@ async function measureKernel(size: Size, { rounds, progress, signal }: ScaleOpti
       commands.length = 0;
       change.push(await timed(() => reconciler.pass()));
       // It is no part of what the change waits for, nor of the next one.
-      tidying.push(await timed(() => datapath.tidied()));
+      tidying.push(await timed(() => datapath.cleanedUp()));
       changeProcesses = Math.max(changeProcesses, commands.length);
     }
     changeCpu.push(((await cpuOfAll()) - before) / changesPerRound);

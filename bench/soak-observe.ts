@@ -1,6 +1,6 @@
 // Owns reading which addresses are in use, from Docker on every node, and which are leased, from Consul.
 // Must not judge (soak-audit.ts), nor trust anything that Causeway says of itself but which node is which.
-import { z } from 'zod';
+import * as z from 'zod';
 import type { LabNode } from '../test/lab/node.ts';
 import type { Cluster } from './cluster.ts';
 import type { Lease, Use } from './soak-audit.ts';

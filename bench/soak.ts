@@ -1,7 +1,7 @@
 // Owns the parts `leaders` and `outage`: the leading manager lost again and again under churn, and Consul away for long.
 // Must not repair anything: what is lost comes back by itself, or the part has failed.
 import { setTimeout as sleep } from 'node:timers/promises';
-import { z } from 'zod';
+import * as z from 'zod';
 import type { LabNode } from '../test/lab/node.ts';
 import { startLoad } from '../test/lab/asking.ts';
 import type { Cluster } from './cluster.ts';

@@ -110,7 +110,7 @@ export function sameItems<T>(one: readonly T[], other: readonly T[]): boolean {
  * Makes one list of another, item by item, and spares the making of what it made the last time. As long as the result
  * has the same items, it is the same list.
  */
-export class Mapped<In, Out extends object, Context extends readonly unknown[] = []> {
+export class MapCache<In, Out extends object, Context extends readonly unknown[] = []> {
   readonly #make: (item: In, ...context: Context) => Out | undefined;
   #context: Context | undefined;
   #list: readonly In[] = [];
@@ -173,7 +173,7 @@ export function flat<T>(lists: readonly (readonly T[])[]): T[] {
 }
 
 /** A function that gives the result of the last time, as long as all its arguments are the very same. */
-export function remember<Args extends readonly unknown[], Result>(
+export function memoLast<Args extends readonly unknown[], Result>(
   make: (...args: Args) => Result,
 ): (...args: Args) => Result {
   let last: { args: Args; result: Result } | undefined;
@@ -184,7 +184,7 @@ export function remember<Args extends readonly unknown[], Result>(
 }
 
 /** A function of one object that is asked once for each, as long as the object is there. */
-export function once<In extends object, Out>(make: (item: In) => Out): (item: In) => Out {
+export function memoByObject<In extends object, Out>(make: (item: In) => Out): (item: In) => Out {
   const made = new WeakMap<In, { out: Out }>();
   return (item) => {
     let known = made.get(item);

@@ -1,30 +1,28 @@
-// Owns a UDP socket that is read and written many datagrams at a time, by the kernel's own calls, and waited on by a thread
+// Owns UDP sockets that are read and written many datagrams at a time, by the kernel's own calls, and waited on by a thread
 // that does nothing else.
 // Must not know what is in a datagram, nor be loaded by the main thread: whoever waits here does not hear anything else.
 import koffi from 'koffi';
 import { toNumber, toText } from './address.ts';
 
 /** Datagrams of one call: what has come in meanwhile under full load. More only adds to the time the first one waits. */
-const batch = 32;
+export const batch = 32;
 /** Whatever is longer is cut. Questions have a few dozen bytes, answers here 1,232 at most. */
 const slotBytes = 4_096;
-/** Names of askers that are kept; then they are made anew. */
-const maxAddresses = 4_096;
-
-/** Discards what it gets (RFC 863): a socket that is connected there gets nothing any more. */
-const nobody = { address: 0x7f000001, port: 9 };
+/** Sockets that one call tells of; others are told of by the next. */
+const maxEvents = 64;
 
 /*
  * The kernel's numbers and layouts, as on Linux with 64 bits and the lowest byte first (x86-64, arm64, riscv64): see socket(7),
- * recvmmsg(2), poll(2) and eventfd(2).
+ * recvmmsg(2), epoll(7) and eventfd(2).
  */
 const AF_INET = 2;
-const SOCK_DGRAM = 2;
-const SOCK_CLOEXEC = 0o2000000;
-const SOL_SOCKET = 1;
-const SO_REUSEPORT = 15;
 const MSG_DONTWAIT = 0x40;
-const POLLIN = 1;
+const EPOLL_CLOEXEC = 0o2000000;
+const EPOLL_CTL_ADD = 1;
+const EPOLL_CTL_DEL = 2;
+const EPOLLIN = 1;
+/** Of several threads that wait for a socket, one wakes. */
+const EPOLLEXCLUSIVE = 1 << 28;
 const EFD_CLOEXEC = 0o2000000;
 const EFD_NONBLOCK = 0o4000;
 const { EAGAIN, EINTR } = koffi.os.errno;
@@ -35,24 +33,21 @@ const sockaddr = { bytes: 16, port: 2, address: 4 };
 const mmsghdr = { bytes: 64, name: 0, nameLength: 8, vector: 16, vectorLength: 24, length: 56 };
 /** struct iovec. */
 const iovec = { bytes: 16, base: 0, length: 8 };
-/** struct pollfd. */
-const pollfd = { bytes: 8, fd: 0, events: 4, revents: 6 };
+/** struct epoll_event, which only x86-64 packs. */
+const epollEvent = process.arch === 'x64' ? { bytes: 12, data: 4 } : { bytes: 16, data: 8 };
 
 const libc = koffi.load(null);
 /** What is called: numbers, and memory by its place. */
 type Call = (...args: (number | Buffer | null)[]) => number;
 const declare = (prototype: string): Call => libc.func(prototype);
 const sys = {
-  socket: declare('int socket(int, int, int)'),
-  setsockopt: declare('int setsockopt(int, int, int, const void *, uint32_t)'),
-  bind: declare('int bind(int, const void *, uint32_t)'),
-  connect: declare('int connect(int, const void *, uint32_t)'),
   recvmmsg: declare('int recvmmsg(int, void *, uint32_t, int, void *)'),
   sendmmsg: declare('int sendmmsg(int, void *, uint32_t, int)'),
-  poll: declare('int poll(void *, uint64_t, int)'),
+  epoll_create1: declare('int epoll_create1(int)'),
+  epoll_ctl: declare('int epoll_ctl(int, int, int, const void *)'),
+  epoll_wait: declare('int epoll_wait(int, void *, int, int)'),
   eventfd: declare('int eventfd(uint32_t, int)'),
   read: declare('int64_t read(int, void *, uint64_t)'),
-  close: declare('int close(int)'),
 };
 
 /** A system call has failed. */
@@ -118,7 +113,8 @@ class Batch {
 
 /** File descriptors, which outlive a thread that ends badly: somebody else has to close them. */
 export interface Descriptors {
-  socket: number;
+  /** Knows which sockets are waited for (epoll(7)). */
+  interest: number;
   /** Wakes {@link Datagrams.wait}, when eight bytes with a number are written to it (eventfd(2)), by whichever thread. */
   bell: number;
 }
@@ -127,38 +123,46 @@ export class Datagrams {
   readonly descriptors: Descriptors;
   readonly #in = new Batch();
   readonly #out = new Batch();
-  readonly #polled = Buffer.alloc(2 * pollfd.bytes);
+  readonly #events = Buffer.alloc(maxEvents * epollEvent.bytes);
   readonly #rung = Buffer.alloc(8);
-  readonly #texts = new Map<number, string>();
+  /** Where what was received last came in. */
+  #from = -1;
   #toSend = 0;
+  /** By which socket that goes. */
+  #by = -1;
 
-  /**
-   * Others may listen at the port, too: the kernel spreads the askers.
-   * @param address IPv4
-   * @throws {SystemError}
-   */
-  constructor(port: number, address: string) {
-    const socket = check(sys.socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), 'socket()');
-    try {
-      const on = Buffer.from([1, 0, 0, 0]);
-      check(sys.setsockopt(socket, SOL_SOCKET, SO_REUSEPORT, on, on.length), 'setsockopt(SO_REUSEPORT)');
-      const own = socketAddress(toNumber(address) ?? 0, port);
-      check(sys.bind(socket, own, own.length), `bind(${address}:${port})`);
-      const bell = check(sys.eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), 'eventfd()');
-      this.descriptors = { socket, bell };
-    } catch (error) {
-      sys.close(socket);
-      throw error;
-    }
-    for (const [at, descriptor] of [this.descriptors.socket, this.descriptors.bell].entries()) {
-      this.#polled.writeInt32LE(descriptor, at * pollfd.bytes + pollfd.fd);
-      this.#polled.writeInt16LE(POLLIN, at * pollfd.bytes + pollfd.events);
-    }
+  /** @throws {SystemError} */
+  constructor() {
+    const interest = check(sys.epoll_create1(EPOLL_CLOEXEC), 'epoll_create1()');
+    const bell = check(sys.eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), 'eventfd()');
+    this.descriptors = { interest, bell };
+    this.#watch(EPOLL_CTL_ADD, bell, EPOLLIN);
   }
 
-  /** Takes what has come in, in place of what was taken before. @returns how many; 0 if nothing has */
-  receive(): number {
-    const count = sys.recvmmsg(this.descriptors.socket, this.#in.memory, batch, MSG_DONTWAIT, null);
+  /** From now on it is waited for. Other threads may do so, too. @throws {SystemError} */
+  add(socket: number): void {
+    this.#watch(EPOLL_CTL_ADD, socket, EPOLLIN | EPOLLEXCLUSIVE);
+  }
+
+  /** @throws {SystemError} */
+  remove(socket: number): void {
+    this.#watch(EPOLL_CTL_DEL, socket, 0);
+  }
+
+  #watch(operation: number, descriptor: number, events: number): void {
+    const event = Buffer.alloc(epollEvent.bytes);
+    event.writeUInt32LE(events, 0);
+    event.writeInt32LE(descriptor, epollEvent.data);
+    check(
+      sys.epoll_ctl(this.descriptors.interest, operation, descriptor, event),
+      `epoll_ctl(${operation}, ${descriptor})`,
+    );
+  }
+
+  /** Takes what has come in at a socket, in place of what was taken before. @returns how many; 0 if nothing has */
+  receive(socket: number): number {
+    this.#from = socket;
+    const count = sys.recvmmsg(socket, this.#in.memory, batch, MSG_DONTWAIT, null);
     if (count > 0) return count;
     const code = koffi.errno();
     if (code !== EAGAIN && code !== EINTR) check(count, 'recvmmsg()');
@@ -172,13 +176,7 @@ export class Datagrams {
   }
 
   address(at: number): string {
-    const number = this.#in.memory.readUInt32BE(this.#in.addressOf(at) + sockaddr.address);
-    let text = this.#texts.get(number);
-    if (text === undefined) {
-      if (this.#texts.size >= maxAddresses) this.#texts.clear();
-      this.#texts.set(number, (text = toText(number)));
-    }
-    return text;
+    return toText(this.#in.memory.readUInt32BE(this.#in.addressOf(at) + sockaddr.address));
   }
 
   port(at: number): number {
@@ -188,20 +186,21 @@ export class Datagrams {
   /** Sends to where a received one came from, with the next {@link flush}. */
   reply(at: number, message: Uint8Array): void {
     const from = this.#in.addressOf(at);
-    const to = this.#put(message);
+    const to = this.#put(this.#from, message);
     this.#in.memory.copy(this.#out.memory, to, from, from + sockaddr.bytes);
   }
 
   /** Sends with the next {@link flush}. @param address IPv4 */
-  send(message: Uint8Array, address: string, port: number): void {
-    const to = this.#put(message);
+  send(socket: number, message: Uint8Array, address: string, port: number): void {
+    const to = this.#put(socket, message);
     this.#out.memory.set(socketAddress(toNumber(address) ?? 0, port), to);
   }
 
   /** @returns where its address belongs */
-  #put(message: Uint8Array): number {
+  #put(socket: number, message: Uint8Array): number {
     if (message.length > slotBytes) throw new RangeError(`A datagram has ${message.length} bytes.`);
-    if (this.#toSend === batch) this.flush();
+    if (this.#toSend === batch || socket !== this.#by) this.flush();
+    this.#by = socket;
     const at = this.#toSend;
     this.#out.memory.set(message, this.#out.slotOf(at));
     this.#out.setLength(at, message.length);
@@ -213,25 +212,24 @@ export class Datagrams {
   flush(): void {
     for (let sent = 0; sent < this.#toSend;) {
       const rest = this.#out.memory.subarray(sent * mmsghdr.bytes);
-      const count = sys.sendmmsg(this.descriptors.socket, rest, this.#toSend - sent, MSG_DONTWAIT);
+      const count = sys.sendmmsg(this.#by, rest, this.#toSend - sent, MSG_DONTWAIT);
       // The first of the rest, such as one to port 0.
       sent += Math.max(count, 1);
     }
     this.#toSend = 0;
   }
 
-  /** Returns when something has come in, the bell was rung or the time is over. @returns whether the bell was rung */
-  wait(ms: number): boolean {
-    sys.poll(this.#polled, 2, ms);
-    if (this.#polled.readInt16LE(pollfd.bytes + pollfd.revents) === 0) return false;
-    sys.read(this.descriptors.bell, this.#rung, this.#rung.length);
-    return true;
-  }
-
-  /** From now on nothing comes in but what has come already. */
-  leave(): void {
-    const to = socketAddress(nobody.address, nobody.port);
-    check(sys.connect(this.descriptors.socket, to, to.length), 'connect()');
+  /** Returns when something has come in, the bell was rung or the time is over. @returns the sockets with something to receive */
+  wait(ms: number): number[] {
+    const { interest, bell } = this.descriptors;
+    const count = sys.epoll_wait(interest, this.#events, maxEvents, ms);
+    const sockets: number[] = [];
+    for (let at = 0; at < count; at += 1) {
+      const descriptor = this.#events.readInt32LE(at * epollEvent.bytes + epollEvent.data);
+      if (descriptor === bell) sys.read(bell, this.#rung, this.#rung.length);
+      else sockets.push(descriptor);
+    }
+    return sockets;
   }
 
   /** Nothing of it may be used any more; the descriptors stay open. */

@@ -4,6 +4,7 @@ import { randomInt } from 'node:crypto';
 import { AnswerCache } from './cache.ts';
 import { answers, giveAnswer, isTruncated, keepAnswer, readAnswer, type KeptAnswer } from './foreign.ts';
 import { flag, parseQuery, renderQuestion, responseFlags, type Query } from './message.ts';
+import { Shares } from './shares.ts';
 import { sockets, type Server, type Transport } from './transport.ts';
 import { RCODE } from './types.ts';
 import { headerBytes } from './writer.ts';
@@ -51,7 +52,7 @@ const maxTries = 3;
 /** Somebody who asks a single server asks it again: a datagram may be lost. */
 const minTries = 2;
 
-/** Different questions that are being asked at once: as many sockets. */
+/** Different questions that are being asked at once, for all askers together: as many sockets. */
 const maxFlights = 1_000;
 const cacheLimits = { entries: 2_000, bytes: 8 * 1024 * 1024 };
 
@@ -66,6 +67,8 @@ export class Forwarder {
   readonly #transport: Transport;
   readonly #cache: AnswerCache;
   readonly #flights = new Map<string, Promise<KeptAnswer | undefined>>();
+  /** By upstream: a container that asks for much costs itself alone. */
+  readonly #shares = new Shares(maxFlights);
   readonly #tries = new Set<AbortController>();
   #closed = false;
 
@@ -102,13 +105,16 @@ export class Forwarder {
   #fly(key: string, query: Query, upstream: Upstream): Promise<KeptAnswer | undefined> {
     const same = this.#flights.get(key);
     if (same !== undefined) return same;
-    if (this.#flights.size >= maxFlights) return Promise.resolve(undefined);
+    if (!this.#shares.take(upstream.key)) return Promise.resolve(undefined);
     const flight = this.#askAll(query, upstream.addresses)
       .then((answer) => {
         if (answer !== undefined) this.#cache.set(key, answer);
         return answer;
       })
-      .finally(() => this.#flights.delete(key));
+      .finally(() => {
+        this.#flights.delete(key);
+        this.#shares.give(upstream.key);
+      });
     this.#flights.set(key, flight);
     return flight;
   }

@@ -1,4 +1,4 @@
-// Owns the wire between those who ask and this server: questions read with suspicion, answers written within the limit.
+// Owns the DNS wire format of clients: queries are parsed defensively, responses written within the size limit.
 // Must not decide what is answered (resolve.ts), nor look into answers of others (foreign.ts).
 import { toNumber } from './address.ts';
 import { readPlainName, skipName, toWire } from './name.ts';

@@ -12,7 +12,9 @@ import {
   servingOf,
 } from './zone.ts';
 
-/** Who asks: a container sees the networks it is on, the host sees all of them. */
+/**
+ * Who asks: a container sees the networks it is on, the first one that knows a name before the others; the host sees all of them.
+ */
 export type Asker = { kind: 'container'; networks: ReadonlySet<string> /* ids */ } | { kind: 'host' };
 
 /** What a record says, by its type. */
@@ -128,25 +130,31 @@ function visibleCalled(zone: Zone, asker: Asker, name: string): readonly ZoneNet
   return asker.kind === 'host' ? networks : networks.filter(({ id }) => asker.networks.has(id));
 }
 
-/** @returns who owns NAME, or else NAME.NETWORK, on the networks the asker sees: services if there are any */
+/**
+ * @returns who owns NAME, or else NAME.NETWORK, on the first network of the asker's that knows it; for the host on all of them,
+ * services if there are any
+ */
 function find(zone: Zone, asker: Asker, name: string): readonly Owner[] {
-  const owners = ownersOn(visible(zone, asker), name);
+  const owners = ownersOn(visible(zone, asker), name, asker);
   if (owners.length > 0) return owners;
   // Both container names and network names may have dots in them.
   for (let dot = name.indexOf('.'); dot > 0; dot = name.indexOf('.', dot + 1)) {
     const networks = visibleCalled(zone, asker, name.slice(dot + 1));
     if (networks.length === 0) continue;
-    const qualified = ownersOn(networks, name.slice(0, dot));
+    const qualified = ownersOn(networks, name.slice(0, dot), asker);
     if (qualified.length > 0) return qualified;
   }
   return [];
 }
 
-function ownersOn(networks: Iterable<ZoneNetwork>, name: string): readonly Owner[] {
+function ownersOn(networks: Iterable<ZoneNetwork>, name: string, asker: Asker): readonly Owner[] {
   const owners: Owner[] = [];
   for (const network of networks) {
     const owner = network.owners.get(name);
-    if (owner !== undefined) owners.push(owner);
+    if (owner === undefined) continue;
+    // What is called the same on another network may be another stack's, and is never mixed in.
+    if (asker.kind === 'container') return [owner];
+    owners.push(owner);
   }
   if (owners.length < 2) return owners;
   const services = owners.filter(({ kind }) => kind !== 'container');

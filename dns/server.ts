@@ -1,7 +1,8 @@
 // Owns the DNS server: its sockets, and for each question who asks, what is answered and who else is asked.
-// Must not make names of records (zone.ts), nor know who is behind an address: it is told.
+// Must not make names of records (zone.ts), nor know who is behind a socket: it is told.
 import { once } from 'node:events';
 import type { Forwarder, Upstream } from './forward.ts';
+import { duplicate } from './descriptor.ts';
 import { withoutStale } from './foreign.ts';
 import {
   finishForeign,
@@ -14,9 +15,10 @@ import {
 } from './message.ts';
 import { PreparedAnswers } from './prepared.ts';
 import { resolve, type Asker } from './resolve.ts';
-import { createTcpService, type TcpService } from './tcp.ts';
+import { Shares } from './shares.ts';
+import { Connections, createTcpService, type TcpService } from './tcp.ts';
 import { CLASS, RCODE, TYPE } from './types.ts';
-import { UdpService, type Send } from './udp.ts';
+import { UdpService } from './udp.ts';
 import { defaultThreads, Workers } from './workers.ts';
 import type { Zone } from './zone.ts';
 
@@ -26,27 +28,29 @@ export interface Log {
   warn: (fields: object, message: string) => void;
 }
 
-/** Who is behind an address, and whom to ask on its behalf; without upstream nobody is asked. */
+/** Who asks by a socket, and whom to ask on its behalf; without upstream nobody is asked. */
 export interface Identity {
   asker: Asker;
   upstream?: Upstream;
 }
 
 export interface DnsServerOptions {
-  /** UDP and TCP; 0 for any that is free. */
-  port: number;
-  /** Listens there only; on all IPv4 addresses if absent. */
-  address?: string;
   /** What is true now, until {@link DnsServer.forget}. Asked for with every new question: has to be cheap. */
   zone: () => Zone;
   /** @returns undefined for somebody who is not to be answered; the same until {@link DnsServer.forget} */
-  identify: (address: string) => Identity | undefined;
+  identify: (asker: string) => Identity | undefined;
   forwarder: Pick<Forwarder, 'ask'>;
   /** That answer beside this one when there is much to do; by default as many as pay on this machine. */
   threads?: number;
   /** Questions a second from which on they answer. */
   busyRate?: number;
   log: Log;
+}
+
+/** File descriptors of sockets that are bound. */
+export interface AskersSockets {
+  udp: number;
+  tcp: number;
 }
 
 export interface Reply {
@@ -73,15 +77,19 @@ const lastMetaType = 254;
 /** A free port for UDP may be taken for TCP. */
 const bindAttempts = 10;
 
+interface Door {
+  udp: UdpService;
+  tcp: TcpService;
+}
+
 export class DnsServer {
   readonly #options: DnsServerOptions;
   readonly #prepared = new PreparedAnswers();
+  readonly #connections = new Connections();
   readonly #workers: Workers;
-  #udp: UdpService | undefined;
-  #tcp: TcpService | undefined;
-  /** In use, once it is started. */
-  #port: number | undefined;
-  #waiting = 0;
+  /** By asker, where its questions come in. */
+  readonly #doors = new Map<string, Door>();
+  readonly #waiting = new Shares(maxWaiting);
   #warnedAt = -Infinity;
 
   constructor(options: DnsServerOptions) {
@@ -89,16 +97,12 @@ export class DnsServer {
     this.#workers = new Workers({
       threads: options.threads ?? defaultThreads,
       busyRate: options.busyRate,
-      answer: (question, from) => this.handle(question, from, 'udp'),
-      onReady: () => void this.#leave(),
-      onGone: () => this.#comeBack(),
+      answer: (question, asker) => this.handle(question, asker, 'udp'),
+      send: (message, asker, address, port) => this.#doors.get(asker)?.udp.send(message, address, port),
+      onReady: () => this.#leave(),
+      onGone: (sockets) => this.#comeBack(sockets),
       onError: (error) => this.#warn(error, {}, 'A thread of the DNS server failed.'),
     });
-  }
-
-  /** The port in use, once it is started. */
-  get port(): number {
-    return this.#port ?? this.#options.port;
   }
 
   /** Threads that answer in place of this one. */
@@ -106,26 +110,55 @@ export class DnsServer {
     return this.#workers.size;
   }
 
-  /** @throws {DnsUnavailable} when the port is taken, or the address is not this node's */
-  async start(): Promise<void> {
+  /**
+   * Opens sockets of its own, for all who reach the address.
+   * @param port UDP and TCP; 0 for any that is free
+   * @returns the port
+   * @throws {DnsUnavailable} when the port is taken, or the address is not this node's
+   */
+  async listen(asker: string, { port, address }: { port: number; address: string }): Promise<number> {
     for (let attempt = 1; ; attempt += 1)
       try {
-        await this.#listen();
-        return;
+        const { udp, tcp } = this.#make(asker);
+        await udp.listen(port, address);
+        const used = udp.port ?? port;
+        tcp.server.listen({ port: used, host: address });
+        await once(tcp.server, 'listening');
+        tcp.server.on('error', this.#onError);
+        return used;
       } catch (error) {
-        await this.close();
+        await this.shut(asker);
         const { code } = error as NodeJS.ErrnoException;
-        if (this.#options.port !== 0 || code !== 'EADDRINUSE' || attempt === bindAttempts)
-          throw unavailable(error as NodeJS.ErrnoException, this.#options);
+        if (port !== 0 || code !== 'EADDRINUSE' || attempt === bindAttempts)
+          throw unavailable(error as NodeJS.ErrnoException, address, port);
       }
   }
 
+  /**
+   * Answers one asker at sockets that are there.
+   * @param sockets its own from now on
+   */
+  open(asker: string, sockets: AskersSockets): void {
+    const { udp, tcp } = this.#make(asker);
+    tcp.server.on('error', this.#onError);
+    tcp.server.listen({ fd: sockets.tcp });
+    if (this.#workers.ready) this.#workers.take(asker, sockets.udp);
+    else udp.read(sockets.udp);
+  }
+
+  /** Ends an asker's sockets, and all connections. */
+  async shut(asker: string): Promise<void> {
+    const door = this.#doors.get(asker);
+    if (door === undefined) return;
+    this.#doors.delete(asker);
+    this.#workers.release(asker);
+    door.udp.close();
+    await door.tcp.close();
+  }
+
   async close(): Promise<void> {
-    const [udp, tcp] = [this.#udp, this.#tcp];
-    this.#udp = undefined;
-    this.#tcp = undefined;
-    this.#port = undefined;
-    await Promise.all([this.#workers.close(), udp?.close(), tcp?.close()]);
+    await Promise.all([...this.#doors.keys()].map((asker) => this.shut(asker)));
+    await this.#workers.close();
   }
 
   /** To be called whenever the zone or who is who has changed. */
@@ -137,28 +170,28 @@ export class DnsServer {
   /**
    * Answers one message. Never throws, nor does the promise ever fail.
    *
-   * @param from the address it came from
+   * @param asker whose socket it came from
    * @returns undefined when there is nothing to send back; a promise only when another server has to be asked
    */
-  handle(message: Buffer, from: string, transport: Transport): Reply | undefined | Promise<Reply> {
+  handle(message: Buffer, asker: string, transport: Transport): Reply | undefined | Promise<Reply> {
     const parsed = parseQuery(message);
     if (parsed.kind !== 'query') {
-      this.#options.log.debug({ from, transport, bytes: message.length }, 'This is no question.');
+      this.#options.log.debug({ asker, transport, bytes: message.length }, 'not a query, ignored');
       return parsed.kind === 'invalid' ? passing(parsed.response) : undefined;
     }
     const { query } = parsed;
     const limit = limitOf(query, transport);
     try {
-      return this.#answer(message, query, from, limit);
+      return this.#answer(message, query, asker, limit);
     } catch (error) {
       return passing(this.#fail(error, query, limit));
     }
   }
 
-  #answer(message: Buffer, query: Query, from: string, limit: number): Reply | Promise<Reply> {
+  #answer(message: Buffer, query: Query, asker: string, limit: number): Reply | Promise<Reply> {
     const { question } = query;
     const without = (rcode: number): Reply => passing(render(query, rcode, limit));
-    const identity = this.#options.identify(from);
+    const identity = this.#options.identify(asker);
     if (identity === undefined) return without(RCODE.REFUSED);
     if (question.type === TYPE.EDNS) return without(RCODE.FORMERR);
     if (question.class !== CLASS.IN || isMeta(question.type)) return without(RCODE.REFUSED);
@@ -168,12 +201,11 @@ export class DnsServer {
     if (resolution.kind !== 'forward')
       return { message: renderResolution(query, resolution, limit), keepMs: Infinity };
     if (identity.upstream === undefined) return without(RCODE.REFUSED);
-    if (this.#waiting >= maxWaiting) return without(RCODE.SERVFAIL);
+    if (!this.#waiting.take(identity.upstream.key)) return without(RCODE.SERVFAIL);
     return this.#forward(message, query, identity.upstream, limit);
   }
 
   async #forward(message: Buffer, query: Query, upstream: Upstream, limit: number): Promise<Reply> {
-    this.#waiting += 1;
     try {
       const given = await this.#options.forwarder.ask(message, upstream);
       const rest = withoutStale(query, given.message, this.#options.zone().isStale);
@@ -183,7 +215,7 @@ export class DnsServer {
     } catch (error) {
       return passing(this.#fail(error, query, limit));
     } finally {
-      this.#waiting -= 1;
+      this.#waiting.give(upstream.key);
     }
   }
 
@@ -203,62 +235,58 @@ export class DnsServer {
     log.warn({ err: error, ...fields }, text);
   }
 
-  async #listen(): Promise<void> {
-    const { address = '0.0.0.0', port: wanted } = this.#options;
-    const onError = (error: Error): void => this.#warn(error, {}, 'A socket of the DNS server failed.');
+  readonly #onError = (error: Error): void => this.#warn(error, {}, 'DNS socket failed');
+
+  #make(asker: string): Door {
     const udp = new UdpService({
+      asker,
       prepared: this.#prepared,
       onQuestion: () => this.#workers.count(),
-      onMiss: (question, from, port) => this.#receive(question, from, port),
-      onError,
+      onMiss: (question, address, port) => this.#receive(question, asker, address, port),
+      onError: this.#onError,
     });
-    this.#udp = udp;
-    await udp.listen(wanted, address);
-    const port = udp.port ?? wanted;
-    this.#port = port;
-    const tcp = createTcpService((message, from) => this.#handleTcp(message, from), onError);
-    this.#tcp = tcp;
-    tcp.server.listen({ port, host: address });
-    await once(tcp.server, 'listening');
-    tcp.server.on('error', onError);
-    this.#workers.open({ port, address });
+    const tcp = createTcpService({
+      asker,
+      connections: this.#connections,
+      answer: (message) => this.#handleTcp(message, asker),
+      onError: this.#onError,
+    });
+    const door = { udp, tcp };
+    this.#doors.set(asker, door);
+    return door;
   }
 
-  #receive(question: Buffer, from: string, port: number): void {
+  #receive(question: Buffer, asker: string, address: string, port: number): void {
     const give = (reply: Reply): void => {
-      this.#udp?.send(reply.message, from, port);
-      this.#prepared.keep(question, from, reply.message, reply.keepMs);
+      const udp = this.#doors.get(asker)?.udp;
+      if (udp?.reads === true) udp.send(reply.message, address, port);
+      else if (udp !== undefined) this.#workers.send(reply.message, asker, address, port);
+      this.#prepared.keep(question, asker, reply.message, reply.keepMs);
     };
-    const reply = this.handle(question, from, 'udp');
+    const reply = this.handle(question, asker, 'udp');
     if (reply instanceof Promise) void reply.then(give);
     else if (reply !== undefined) give(reply);
   }
 
   /** This thread has other work, which would make those wait who ask it. */
-  async #leave(): Promise<void> {
-    const send: Send = (answer, from, port) => this.#workers.send(answer, from, port);
-    await this.#udp
-      ?.leave(send)
-      .catch((error: unknown) => this.#warn(error, {}, 'A socket could not be left.'));
-  }
-
-  /** @returns whether it could */
-  async #comeBack(): Promise<boolean> {
-    const { address = '0.0.0.0' } = this.#options;
-    const [udp, port] = [this.#udp, this.#port];
-    if (udp === undefined || port === undefined) return false;
-    if (udp.port !== undefined) return true;
-    try {
-      await udp.listen(port, address);
-      return true;
-    } catch (error) {
-      this.#warn(error, {}, 'The DNS server’s port could not be had again.');
-      return false;
+  #leave(): void {
+    for (const [asker, { udp }] of this.#doors) {
+      const socket = udp.leave();
+      if (socket !== undefined) this.#workers.take(asker, socket);
     }
   }
 
-  #handleTcp(message: Buffer, from: string): Buffer | undefined | Promise<Buffer> {
-    const reply = this.handle(message, from, 'tcp');
+  #comeBack(sockets: ReadonlyMap<string, number>): void {
+    for (const [asker, socket] of sockets)
+      try {
+        this.#doors.get(asker)?.udp.read(duplicate(socket));
+      } catch (error) {
+        this.#warn(error, { asker }, 'A socket of the DNS server could not be had again.');
+      }
+  }
+
+  #handleTcp(message: Buffer, asker: string): Buffer | undefined | Promise<Buffer> {
+    const reply = this.handle(message, asker, 'tcp');
     return reply instanceof Promise ? reply.then((later) => later.message) : reply?.message;
   }
 }
@@ -271,10 +299,7 @@ function isMeta(type: number): boolean {
   return type >= firstMetaType && type <= lastMetaType;
 }
 
-function unavailable(
-  error: NodeJS.ErrnoException,
-  { address = '0.0.0.0', port }: DnsServerOptions,
-): DnsUnavailable {
+function unavailable(error: NodeJS.ErrnoException, address: string, port: number): DnsUnavailable {
   const reasons: Record<string, string> = {
     EADDRINUSE: `port ${port} of ${address} is in use by another program: free it, or choose another port`,
     EADDRNOTAVAIL: `${address} is not an address of this node: set the one it has`,

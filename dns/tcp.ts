@@ -3,12 +3,12 @@
 import { createServer, type Server, type Socket } from 'node:net';
 
 /** @returns what is sent back; undefined ends the connection */
-export type Answerer = (message: Buffer, address: string) => Buffer | undefined | Promise<Buffer | undefined>;
+export type Answerer = (message: Buffer) => Buffer | undefined | Promise<Buffer | undefined>;
 
 /** For a whole question to come, and for the next one after an answer. */
 const defaultIdleMs = 5_000;
+/** Of all askers together. */
 const maxConnections = 256;
-/** Of one address, so that one container cannot keep all others from asking. */
 const maxConnectionsOfOne = 32;
 /** A question with its OPT record, however padded, is far shorter; and there is one in a message. */
 const maxQuestionBytes = 4_096;
@@ -17,6 +17,51 @@ const maxWaiting = 16;
 /** Of answers that are not fetched. */
 const maxUnsentBytes = 256 * 1_024;
 
+/** Who has how many connections, so that nobody keeps others from asking. */
+export class Connections {
+  /** By asker, the oldest first. */
+  readonly #open = new Map<string, Set<Socket>>();
+  #count = 0;
+
+  /** @returns whether it may stay; when there are too many, the one with the most gives up its oldest for another's */
+  admit(asker: string, socket: Socket): boolean {
+    const own = this.#open.get(asker) ?? new Set();
+    if (own.size >= maxConnectionsOfOne) return false;
+    if (this.#count >= maxConnections) {
+      let most = own;
+      for (const others of this.#open.values()) if (others.size > most.size) most = others;
+      const [oldest] = most;
+      if (most === own || oldest === undefined) return false;
+      this.#forget(most, oldest);
+      oldest.destroy();
+    }
+    this.#open.set(asker, own.add(socket));
+    this.#count += 1;
+    socket.once('close', () => {
+      this.#forget(own, socket);
+      if (own.size === 0 && this.#open.get(asker) === own) this.#open.delete(asker);
+    });
+    return true;
+  }
+
+  /** Ends all connections of one at once. */
+  end(asker: string): void {
+    for (const socket of this.#open.get(asker) ?? []) socket.destroy();
+  }
+
+  #forget(own: Set<Socket>, socket: Socket): void {
+    if (own.delete(socket)) this.#count -= 1;
+  }
+}
+
+export interface TcpServiceOptions {
+  asker: string;
+  connections: Connections;
+  answer: Answerer;
+  onError: (error: Error) => void;
+  idleMs?: number;
+}
+
 export interface TcpService {
   server: Server;
   /** Ends all connections at once. */
@@ -24,30 +69,26 @@ export interface TcpService {
 }
 
 /** @returns a server that does not listen yet */
-export function createTcpService(
-  answer: Answerer,
-  onError: (error: Error) => void,
+export function createTcpService({
+  asker,
+  connections,
+  answer,
+  onError,
   idleMs = defaultIdleMs,
-): TcpService {
-  const connections = new Map<Socket, string>();
+}: TcpServiceOptions): TcpService {
   // Whoever has ended its side after its last question still wants the answers.
   const server = createServer({ allowHalfOpen: true, noDelay: true }, (socket) => {
-    const address = socket.remoteAddress ?? '';
-    const ofOne = connections.values().filter((other) => other === address);
-    if ([...ofOne].length >= maxConnectionsOfOne) {
+    socket.on('error', () => socket.destroy());
+    if (!connections.admit(asker, socket)) {
       socket.destroy();
       return;
     }
-    connections.set(socket, address);
-    socket.on('close', () => connections.delete(socket));
-    socket.on('error', () => socket.destroy());
-    new Connection(socket, (message) => answer(message, address), onError, idleMs);
+    new Connection(socket, answer, onError, idleMs);
   });
-  server.maxConnections = maxConnections;
   return {
     server,
     close: async () => {
-      for (const socket of connections.keys()) socket.destroy();
+      connections.end(asker);
       if (!server.listening) return;
       const { promise, resolve } = Promise.withResolvers<undefined>();
       server.close(() => resolve(undefined));
@@ -58,19 +99,14 @@ export function createTcpService(
 
 class Connection {
   readonly #socket: Socket;
-  readonly #answer: (message: Buffer) => ReturnType<Answerer>;
+  readonly #answer: Answerer;
   readonly #onError: (error: Error) => void;
   #received: Buffer = Buffer.alloc(0);
   #waiting = 0;
   #ended = false;
   #timer: NodeJS.Timeout;
 
-  constructor(
-    socket: Socket,
-    answer: (message: Buffer) => ReturnType<Answerer>,
-    onError: (error: Error) => void,
-    idleMs: number,
-  ) {
+  constructor(socket: Socket, answer: Answerer, onError: (error: Error) => void, idleMs: number) {
     this.#socket = socket;
     this.#answer = answer;
     this.#onError = onError;

@@ -1,13 +1,17 @@
-// Owns asking another server by UDP and TCP: a socket for each question.
+// Owns asking another server by UDP and TCP: a socket for each question, from where the server is reached.
 // Must not judge an answer but for whether it belongs to the question.
 import { createSocket } from 'node:dgram';
-import { connect } from 'node:net';
-import { isIPv6 } from 'node:net';
+import { connect, isIPv6, Socket } from 'node:net';
 import type { Transport as Protocol } from './message.ts';
 
 export interface Server {
   address: string;
   port: number;
+  /**
+   * Opens the socket that asks it, where it is not reached from this process's own network; for TCP it is connected.
+   * @returns a descriptor
+   */
+  open?: (protocol: Protocol) => number;
 }
 
 /** How another server is asked. */
@@ -47,6 +51,7 @@ async function overUdp(...[question, server, belongs, signal]: Exchange): Promis
   });
   socket.on('connect', () => socket.send(question));
   try {
+    if (server.open !== undefined) socket.bind({ fd: server.open('udp') });
     socket.connect(server.port, server.address);
     return await promise;
   } finally {
@@ -57,7 +62,10 @@ async function overUdp(...[question, server, belongs, signal]: Exchange): Promis
 
 async function overTcp(...[question, server, belongs, signal]: Exchange): Promise<Buffer> {
   signal.throwIfAborted();
-  const socket = connect({ port: server.port, host: server.address, signal, noDelay: true });
+  const socket =
+    server.open === undefined
+      ? connect({ port: server.port, host: server.address, signal, noDelay: true })
+      : new Socket({ fd: server.open('tcp'), signal });
   const length = Buffer.alloc(2);
   length.writeUInt16BE(question.length);
   socket.write(Buffer.concat([length, question]));

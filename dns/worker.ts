@@ -1,42 +1,47 @@
-// Owns one worker thread of the name server: a socket of its own on the same port, and the answers it may give by itself.
+// Owns one worker thread of the name server: the sockets that were left to it, and the answers it may give by itself.
 // Must not decide what is answered: what it has no answer for it asks the main thread.
 //
 // It does nothing but wait for datagrams and answer them, and never comes back to an event loop: what a loop, a callback and
 // an object for each datagram cost is more than the answer itself (docs/adr/0012-datagrams.md).
 import { parentPort, receiveMessageOnPort, workerData, type MessagePort } from 'node:worker_threads';
-import { Datagrams, type Descriptors } from './datagrams.ts';
+import { batch, Datagrams, type Descriptors } from './datagrams.ts';
 import { PreparedAnswers } from './prepared.ts';
 
 export interface WorkerSettings {
-  port: number;
-  /** IPv4. */
-  address: string;
   /** One number, which counts what it was told: looked at before each batch of answers. */
   told: Int32Array;
 }
 
+/** Goes by the asker's socket. */
 export interface Answer {
   message: Uint8Array;
+  asker: string;
   address: string;
   port: number;
 }
 
 /** What the main thread tells. */
 export type ToWorker =
+  /** What comes in at this socket is this one's to answer, too. */
+  | { kind: 'open'; asker: string; socket: number }
+  /** And no more. */
+  | { kind: 'shut'; asker: string; socket: number }
   /** What to answer to one of its questions, if anything; and, with the question, for how long that may be given again. */
   | { kind: 'answer'; to?: Answer; keep?: { question: Uint8Array; keepMs: number } }
-  /** A question that came in at another socket. */
+  /** To a question that came in before the socket was left. */
   | { kind: 'send'; to: Answer }
   /** Nothing that was told is true any more. */
   | { kind: 'clear' }
-  /** Others have the port: answer what has come in, and end. */
+  /** Others read the sockets: answer what was read, and end. */
   | { kind: 'end' };
 
 /** What a worker tells. */
 export type FromWorker =
   /** What belongs to the main thread from now on, to ring and, when the thread has ended, to close. */
   | { kind: 'listening'; descriptors: Descriptors }
-  | { kind: 'question'; question: Uint8Array; address: string; port: number }
+  | { kind: 'question'; question: Uint8Array; asker: string; address: string; port: number }
+  /** It does not use this socket any more. */
+  | { kind: 'shut'; socket: number }
   /** It has had little to do for a while. */
   | { kind: 'idle' };
 
@@ -47,58 +52,69 @@ const idleQuestions = 20_000;
 const idleMs = 20_000;
 /** A process that ends without a word to its threads waits until this one looks up. */
 const longestWaitMs = 100;
+/** Full batches of one socket, while others may have something, too. */
+const maxBatches = 4;
 
 class Answering {
   readonly #parent: MessagePort;
   readonly #told: Int32Array;
-  readonly #datagrams: Datagrams;
+  readonly #datagrams = new Datagrams();
   readonly #prepared = new PreparedAnswers();
+  /** Whose each socket is, and the other way round. */
+  readonly #askers = new Map<number, string>();
+  readonly #sockets = new Map<string, number>();
   #heard = 0;
   #pending = 0;
   #questions = 0;
   #lookedAt = performance.now();
   #ending = false;
 
-  constructor(parent: MessagePort, { port, address, told }: WorkerSettings) {
+  constructor(parent: MessagePort, { told }: WorkerSettings) {
     this.#parent = parent;
     this.#told = told;
-    this.#datagrams = new Datagrams(port, address);
     this.#tell({ kind: 'listening', descriptors: this.#datagrams.descriptors });
   }
 
   /** Returns when it was told to end. */
   run(): void {
     const datagrams = this.#datagrams;
-    for (;;) {
-      const count = datagrams.receive();
-      // Before anything is answered that may have been true.
+    while (!this.#ending) {
+      const ready = datagrams.wait(longestWaitMs);
       this.#hear();
-      this.#answer(count);
-      if (count > 0) continue;
-      if (this.#ending) break;
-      datagrams.wait(longestWaitMs);
+      for (const socket of ready) this.#serve(socket);
       this.#tellIfIdle();
     }
     datagrams.free();
   }
 
-  #answer(count: number): void {
+  #serve(socket: number): void {
+    const datagrams = this.#datagrams;
+    for (let batches = 0; batches < maxBatches; batches += 1) {
+      // It may have been shut meanwhile.
+      if (!this.#askers.has(socket)) return;
+      const count = datagrams.receive(socket);
+      // Before anything is answered that may have been true.
+      this.#hear();
+      const asker = this.#askers.get(socket);
+      if (asker === undefined) return;
+      this.#answer(count, asker);
+      if (count < batch) return;
+    }
+  }
+
+  #answer(count: number, asker: string): void {
     const datagrams = this.#datagrams;
     this.#questions += count;
     for (let at = 0; at < count; at += 1) {
       const question = datagrams.message(at);
-      const answer = this.#prepared.find(question, datagrams.address(at));
+      const answer = this.#prepared.find(question, asker);
       if (answer !== undefined) datagrams.reply(at, answer);
       else if (this.#pending < maxPending) {
         this.#pending += 1;
         // A copy: the next datagram takes its place.
         const asked = new Uint8Array(question);
-        this.#tell({
-          kind: 'question',
-          question: asked,
-          address: datagrams.address(at),
-          port: datagrams.port(at),
-        });
+        const [address, port] = [datagrams.address(at), datagrams.port(at)];
+        this.#tell({ kind: 'question', question: asked, asker, address, port });
       }
     }
     datagrams.flush();
@@ -118,12 +134,19 @@ class Answering {
 
   #take(message: ToWorker): void {
     switch (message.kind) {
+      case 'open':
+        this.#askers.set(message.socket, message.asker);
+        this.#sockets.set(message.asker, message.socket);
+        this.#datagrams.add(message.socket);
+        return;
+      case 'shut':
+        this.#shut(message);
+        return;
       case 'clear':
         this.#prepared.clear();
         return;
       case 'end':
         this.#ending = true;
-        this.#datagrams.leave();
         return;
       case 'send':
         this.#send(message.to);
@@ -133,13 +156,23 @@ class Answering {
         const { to, keep } = message;
         if (to === undefined) return;
         this.#send(to);
-        if (keep) this.#prepared.keep(buffer(keep.question), to.address, buffer(to.message), keep.keepMs);
+        if (keep) this.#prepared.keep(buffer(keep.question), to.asker, buffer(to.message), keep.keepMs);
       }
     }
   }
 
-  #send({ message, address, port }: Answer): void {
-    this.#datagrams.send(message, address, port);
+  #shut({ asker, socket }: Extract<ToWorker, { kind: 'shut' }>): void {
+    // What was answered by it goes by it.
+    this.#datagrams.flush();
+    this.#datagrams.remove(socket);
+    this.#askers.delete(socket);
+    if (this.#sockets.get(asker) === socket) this.#sockets.delete(asker);
+    this.#tell({ kind: 'shut', socket });
+  }
+
+  #send({ message, asker, address, port }: Answer): void {
+    const socket = this.#sockets.get(asker);
+    if (socket !== undefined) this.#datagrams.send(socket, message, address, port);
   }
 
   #tellIfIdle(): void {

@@ -1,7 +1,6 @@
 // Owns how many worker threads answer in place of the main thread: none while there is little to do, for each takes memory.
 // Must not answer by itself.
 import { closeSync, writeSync } from 'node:fs';
-import { isIPv4 } from 'node:net';
 import { availableParallelism } from 'node:os';
 import { Worker } from 'node:worker_threads';
 import type { Reply } from './server.ts';
@@ -13,12 +12,16 @@ export interface WorkersOptions {
   threads: number;
   /** Questions a second from which on they answer. */
   busyRate?: number | undefined;
+  /** What a thread runs, if not the worker's own program. */
+  program?: URL;
   /** Answers a question that a worker could not. */
-  answer: (question: Buffer, address: string) => Reply | undefined | Promise<Reply>;
-  /** All of them listen: the main thread may leave the port to them. */
+  answer: (question: Buffer, asker: string) => Reply | undefined | Promise<Reply>;
+  /** Sends an answer by the main thread's own socket, which it has again. */
+  send: (message: Buffer, asker: string, address: string, port: number) => void;
+  /** All of them listen: the main thread may leave its sockets to them, by {@link Workers.take}. */
   onReady: () => void;
-  /** The last of them has ended, or will when this is done. @returns whether the main thread has the port again */
-  onGone: () => Promise<boolean>;
+  /** The last of them has ended, or will when this is done: the main thread has to read these sockets again, by asker. */
+  onGone: (sockets: ReadonlyMap<string, number>) => void;
   onError: (error: Error) => void;
 }
 
@@ -52,18 +55,17 @@ class Thread {
   /** Absent until it listens. */
   #descriptors: Descriptors | undefined;
 
-  constructor(settings: Omit<WorkerSettings, 'told'>) {
-    this.worker = new Worker(program, {
-      workerData: { ...settings, told: this.#told } satisfies WorkerSettings,
+  constructor(file: URL) {
+    this.worker = new Worker(file, {
+      workerData: { told: this.#told } satisfies WorkerSettings,
       // The young generation's is the process's own: its flags (config.json) come before a thread's limit.
       resourceLimits: { maxOldGenerationSizeMb: 32 },
     });
     this.worker.unref();
     this.ended = new Promise((resolve) => {
       this.worker.once('exit', () => {
-        // However it ended: to a socket that nobody reads the kernel would go on to give questions.
         if (this.#descriptors !== undefined) {
-          closeSync(this.#descriptors.socket);
+          closeSync(this.#descriptors.interest);
           closeSync(this.#descriptors.bell);
         }
         this.#descriptors = undefined;
@@ -83,7 +85,7 @@ class Thread {
     if (this.#descriptors !== undefined) writeSync(this.#descriptors.bell, ring);
   }
 
-  /** Resolves when it has answered what had come in, and has ended. */
+  /** Resolves when it has answered what it had read, and has ended. */
   async end(): Promise<void> {
     this.tell({ kind: 'end' });
     await this.ended;
@@ -94,9 +96,14 @@ export class Workers {
   readonly #options: WorkersOptions;
   readonly #workers = new Set<Thread>();
   readonly #listening = new Set<Thread>();
-  #settings: Omit<WorkerSettings, 'told'> | undefined;
+  /** By asker, the sockets that were left to them. */
+  readonly #sockets = new Map<string, number>();
+  /** Sockets to be closed, once these do not use them any more. */
+  readonly #users = new Map<number, Set<Thread>>();
   /** What one thread could not do the next could not either. */
   #failed = false;
+  #closed = false;
+  #ready = false;
   #questions = 0;
   #since = 0;
   #busy = 0;
@@ -109,17 +116,20 @@ export class Workers {
     return this.#workers.size;
   }
 
-  /** From now on they may be started, at an IPv4 address. */
-  open(settings: Omit<WorkerSettings, 'told'>): void {
-    if (isIPv4(settings.address)) this.#settings = settings;
+  /** Whether sockets may be left to them. */
+  get ready(): boolean {
+    return this.#ready;
   }
 
   async close(): Promise<void> {
-    this.#settings = undefined;
+    this.#closed = true;
+    this.#ready = false;
+    for (const asker of [...this.#sockets.keys()]) this.release(asker);
     await Promise.all([...this.#workers].map((thread) => thread.end()));
+    this.#closed = false;
   }
 
-  /** To be called for each question that the main thread's own socket gets. */
+  /** To be called for each question that the main thread's own sockets get. */
   count(): void {
     this.#questions += 1;
     if (this.#questions % measured !== 0 || this.#workers.size > 0) return;
@@ -127,9 +137,9 @@ export class Workers {
     const { busyRate = defaultBusyRate } = this.#options;
     this.#busy = (measured * 1_000) / (now - this.#since) >= busyRate ? this.#busy + 1 : 0;
     this.#since = now;
-    if (this.#busy < busyTimes || this.#settings === undefined || this.#failed) return;
+    if (this.#busy < busyTimes || this.#closed || this.#failed) return;
     this.#busy = 0;
-    for (let thread = 0; thread < this.#options.threads; thread += 1) this.#start(this.#settings);
+    for (let thread = 0; thread < this.#options.threads; thread += 1) this.#start();
   }
 
   /** Makes them forget all answers: the names have changed. */
@@ -137,14 +147,33 @@ export class Workers {
     for (const thread of this.#workers) thread.tell({ kind: 'clear' });
   }
 
-  /** Has one of them send what the main thread answers to a question of its own, while it has no socket. */
-  send(message: Buffer, address: string, port: number): void {
-    const [thread] = this.#listening;
-    thread?.tell({ kind: 'send', to: answerOf(message, address, port) });
+  /**
+   * Leaves a socket to them while they are {@link ready}.
+   * @param socket a descriptor, theirs from now on
+   */
+  take(asker: string, socket: number): void {
+    this.#sockets.set(asker, socket);
+    for (const thread of this.#listening) thread.tell({ kind: 'open', asker, socket });
   }
 
-  #start(settings: Omit<WorkerSettings, 'told'>): void {
-    const thread = new Thread(settings);
+  /** Ends an asker's socket. @returns whether they had it */
+  release(asker: string): boolean {
+    const socket = this.#sockets.get(asker);
+    if (socket === undefined) return false;
+    this.#sockets.delete(asker);
+    this.#closeAfter(socket, this.#listening);
+    for (const thread of this.#listening) thread.tell({ kind: 'shut', asker, socket });
+    return true;
+  }
+
+  /** Has one of them send what the main thread answers to a question of its own, when it has left the socket. */
+  send(message: Buffer, asker: string, address: string, port: number): void {
+    const [thread] = this.#listening;
+    thread?.tell({ kind: 'send', to: answerOf(message, asker, address, port) });
+  }
+
+  #start(): void {
+    const thread = new Thread(this.#options.program ?? program);
     this.#workers.add(thread);
     thread.worker.on('message', (message: FromWorker) => void this.#hear(thread, message));
     thread.worker.on('error', (error) => {
@@ -153,8 +182,8 @@ export class Workers {
     });
     void thread.ended.then(() => {
       this.#workers.delete(thread);
-      const listened = this.#listening.delete(thread);
-      if (listened && this.#listening.size === 0 && this.#settings !== undefined) void this.#options.onGone();
+      if (this.#listening.delete(thread) && this.#listening.size === 0) this.#giveBack();
+      for (const socket of this.#users.keys()) this.#leaves(thread, socket);
     });
   }
 
@@ -163,29 +192,58 @@ export class Workers {
       case 'listening':
         thread.listens(message.descriptors);
         this.#listening.add(thread);
-        if (this.#listening.size === this.#workers.size) this.#options.onReady();
+        if (this.#closed || this.#listening.size < this.#workers.size) return;
+        this.#ready = true;
+        this.#options.onReady();
         return;
       case 'idle':
         // One after the other; the last one's share comes back to the main thread before it ends.
-        if (this.#listening.size === 1 && !(await this.#options.onGone())) return;
         this.#listening.delete(thread);
+        if (this.#listening.size === 0) this.#giveBack(thread);
         await thread.end();
+        return;
+      case 'shut':
+        this.#leaves(thread, message.socket);
         return;
       case 'question':
         this.#ask(thread, message);
     }
   }
 
-  #ask(thread: Thread, { question, address, port }: Extract<FromWorker, { kind: 'question' }>): void {
+  /** @param last still uses them, until it has ended */
+  #giveBack(last?: Thread): void {
+    this.#ready = false;
+    const sockets = new Map(this.#sockets);
+    this.#sockets.clear();
+    this.#options.onGone(sockets);
+    for (const socket of sockets.values()) this.#closeAfter(socket, last === undefined ? [] : [last]);
+  }
+
+  #closeAfter(socket: number, users: Iterable<Thread>): void {
+    const waitsFor = new Set(users);
+    if (waitsFor.size === 0) closeSync(socket);
+    else this.#users.set(socket, waitsFor);
+  }
+
+  #leaves(thread: Thread, socket: number): void {
+    const users = this.#users.get(socket);
+    if (users?.delete(thread) !== true || users.size > 0) return;
+    this.#users.delete(socket);
+    closeSync(socket);
+  }
+
+  #ask(thread: Thread, { question, asker, address, port }: Extract<FromWorker, { kind: 'question' }>): void {
     const asked = Buffer.from(question.buffer, question.byteOffset, question.byteLength);
     const give = (reply: Reply | undefined): void => {
-      if (reply === undefined) thread.tell({ kind: 'answer' });
+      if (!this.#listening.has(thread)) {
+        if (reply !== undefined) this.#options.send(reply.message, asker, address, port);
+      } else if (reply === undefined) thread.tell({ kind: 'answer' });
       else {
         const keep = reply.keepMs > 0 ? { keep: { question, keepMs: reply.keepMs } } : {};
-        thread.tell({ kind: 'answer', to: answerOf(reply.message, address, port), ...keep });
+        thread.tell({ kind: 'answer', to: answerOf(reply.message, asker, address, port), ...keep });
       }
     };
-    const reply = this.#options.answer(asked, address);
+    const reply = this.#options.answer(asked, asker);
     // One turn later, the names may have changed, and the worker been told to forget them.
     if (reply instanceof Promise) void reply.then(give);
     else give(reply);
@@ -193,6 +251,6 @@ export class Workers {
 }
 
 /** A copy, without what else is in the buffer. */
-function answerOf(message: Buffer, address: string, port: number): Answer {
-  return { message: new Uint8Array(message), address, port };
+function answerOf(message: Buffer, asker: string, address: string, port: number): Answer {
+  return { message: new Uint8Array(message), asker, address, port };
 }

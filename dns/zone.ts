@@ -2,7 +2,7 @@
 // Must not know who asks (resolve.ts), nor what an answer looks like (message.ts).
 import { sameItems } from '../delta/list.ts';
 import type { EndpointRecord, NameRecord, NetworkRecord, ServiceRecord } from '../store/records.ts';
-import { isHealthy } from '../store/serving.ts';
+import { isHealthy, activeTasksOf, type Candidate } from '../store/serving.ts';
 import { rangeOf, toNumber, type Range } from './address.ts';
 import { canonical, maxTextLength } from './name.ts';
 
@@ -17,10 +17,11 @@ export interface ZoneRecords {
 export const suffix = 'causeway.internal';
 
 /**
- * Only what is `live` is answered. `draining`: its task shall stop. `detached`: no sandbox has joined. `lost`: its node is.
+ * What is `live` is answered. `starting`: its health check has not succeeded yet; where nobody is live it is answered to peers,
+ * who may have to find it before it can. `draining`: its task shall stop. `detached`: no sandbox has joined. `unreachable`: its node is.
  * `unhealthy`: its container's health check fails, or that of its service's labels.
  */
-export type State = 'live' | 'draining' | 'detached' | 'lost' | 'unhealthy';
+export type State = 'live' | 'starting' | 'draining' | 'detached' | 'unreachable' | 'unhealthy';
 
 /** What has an address of its own on a network: a task or another container. */
 export interface Member {
@@ -28,6 +29,8 @@ export interface Member {
   /** The id of the node it is on; absent when there is no endpoint. */
   node?: string;
   state: State;
+  /** Of a task; absent where it cannot take connections at all. */
+  candidate?: Candidate;
   /** A name that stands for it and for nothing else, below {@link suffix}; absent when there is none. */
   target?: string;
 }
@@ -95,13 +98,15 @@ interface Made {
 /** Makes zones, one after the other: a network of which no record is another object is the one of the zone before. */
 export class ZoneBuilder {
   #made = new Map<string, Made>();
-  #hidden: ReadonlySet<string> = new Set();
+  #unreachable: ReadonlySet<string> = new Set();
 
-  /** @param hidden ids of nodes that are lost */
-  build(records: ZoneRecords, hidden: ReadonlySet<string>): Zone {
-    const sameNodes = hidden.size === this.#hidden.size && [...hidden].every((id) => this.#hidden.has(id));
+  /** @param unreachable ids of unreachable nodes */
+  build(records: ZoneRecords, unreachable: ReadonlySet<string>): Zone {
+    const sameNodes =
+      unreachable.size === this.#unreachable.size &&
+      [...unreachable].every((id) => this.#unreachable.has(id));
     if (!sameNodes) this.#made.clear();
-    this.#hidden = new Set(hidden);
+    this.#unreachable = new Set(unreachable);
     const made = new Map<string, Made>();
     for (const [id, from] of groupByNetwork(records)) {
       const known = this.#made.get(id);
@@ -109,7 +114,7 @@ export class ZoneBuilder {
         id,
         known !== undefined && isSame(known.from, from)
           ? known
-          : { from, network: new NetworkBuilder(from, new Endpoints(from, hidden)) },
+          : { from, network: new NetworkBuilder(from, new Endpoints(from, unreachable)) },
       );
     }
     this.#made = made;
@@ -165,9 +170,11 @@ export function contains({ first, last }: Range, address: number): boolean {
   return address >= first && address <= last;
 }
 
+type TaskState = Pick<ServiceRecord['tasks'][number], 'draining' | 'drained' | 'assumed'>;
+
 /** A network's endpoints by what they are looked up by, and how each of them is. */
 class Endpoints {
-  readonly #hidden: ReadonlySet<string>;
+  readonly #unreachable: ReadonlySet<string>;
   /** By endpoint. */
   readonly #names = new Map<string, NameRecord>();
   readonly #byAddress = new Map<string, EndpointRecord>();
@@ -176,8 +183,8 @@ class Endpoints {
   /** Addresses. */
   readonly #failing = new Set<string>();
 
-  constructor({ network, endpoints, names, services }: NetworkRecords, hidden: ReadonlySet<string>) {
-    this.#hidden = hidden;
+  constructor({ network, endpoints, names, services }: NetworkRecords, unreachable: ReadonlySet<string>) {
+    this.#unreachable = unreachable;
     for (const endpoint of endpoints) {
       if (endpoint.sandbox === undefined) continue;
       const other = this.#byAddress.get(endpoint.address);
@@ -201,12 +208,23 @@ class Endpoints {
       }
   }
 
-  /** @param draining the task's; an address can be another's already */
-  memberAt(address: string, draining: boolean): Member {
+  /** A task of a service; its address can be another's already. */
+  memberAt(address: string, service: ServiceRecord, task: TaskState): Member {
     const endpoint = this.#byAddress.get(address);
     if (endpoint === undefined) return { address, state: 'detached' };
     const member = this.memberOf(endpoint);
-    return draining && member.state === 'live' ? { ...member, state: 'draining' } : member;
+    const { draining, drained } = task;
+    return {
+      ...member,
+      ...(draining && member.state === 'live' && { state: 'draining' as const }),
+      ...(drained !== true && {
+        candidate: {
+          healthy: isHealthy(service, task, endpoint),
+          draining,
+          unreachable: this.#unreachable.has(endpoint.node),
+        },
+      }),
+    };
   }
 
   memberOf(endpoint: EndpointRecord): Member {
@@ -217,10 +235,12 @@ class Endpoints {
     return this.#names.get(id)?.names ?? [];
   }
 
-  #stateOf({ id, address, node, sandbox }: EndpointRecord): State {
+  #stateOf({ id, address, node, sandbox, failing }: EndpointRecord): State {
     if (sandbox === undefined) return 'detached';
-    if (this.#hidden.has(node)) return 'lost';
-    if (this.#names.get(id)?.unhealthy === true || this.#failing.has(address)) return 'unhealthy';
+    if (this.#unreachable.has(node)) return 'unreachable';
+    // A node of an earlier version says it of a container's names alone.
+    const isUnhealthy = failing === true || this.#names.get(id)?.unhealthy === true;
+    if (isUnhealthy || this.#failing.has(address)) return 'unhealthy';
     return this.#draining.has(address) ? 'draining' : 'live';
   }
 }
@@ -272,10 +292,17 @@ class NetworkBuilder implements ZoneNetwork {
       ports: portsOf(record),
     };
     const own = canonical(record.name);
-    for (const { addresses, draining } of record.tasks) {
-      const address = addresses[this.id];
+    for (const { starting, ...task } of [
+      ...record.tasks.map((task) => ({ ...task, starting: false })),
+      ...(record.starting ?? []).map((task) => ({ ...task, draining: false, starting: true })),
+    ]) {
+      const address = task.addresses[this.id];
       if (address === undefined) continue;
-      const member = endpoints.memberAt(address, draining);
+      const found = endpoints.memberAt(address, record, task);
+      const { candidate: _, ...rest } = found;
+      const member: Member = starting
+        ? { ...rest, ...(found.state === 'live' && { state: 'starting' as const }) }
+        : found;
       members.push(member);
       if (own === undefined) continue;
       const derived = `${address.replaceAll('.', '-')}.${own}`;
@@ -332,14 +359,15 @@ class NetworkBuilder implements ZoneNetwork {
   }
 
   #ownerOf({ kind, services, members }: Claims): Owner {
-    const addresses = new Set(liveOf(members));
+    // A name of one alone promises nothing but where it is.
+    const present = members.filter(({ state }) => state === 'live' || state === 'starting');
+    const addresses = new Set(present.map(({ address }) => address));
     let stable = kind === 'service';
     for (const { vip, members: tasks } of services) {
-      const serving = servingOf(tasks);
       if (kind === 'tasks' || vip === undefined) {
-        for (const { address } of serving) addresses.add(address);
+        for (const { address } of servingOf(tasks)) addresses.add(address);
         stable = false;
-      } else if (serving.length > 0) addresses.add(vip);
+      } else if (servingOf(tasks.filter(({ state }) => state !== 'starting')).length > 0) addresses.add(vip);
     }
     return { kind, network: this, services, members, addresses: [...addresses], stable };
   }
@@ -370,19 +398,17 @@ function firstShort(names: readonly string[]): string | undefined {
 }
 
 /**
- * The tasks of one service to send somebody to. While those that run are not healthy yet, the ones they replace are; and when
- * all that could serve seem lost, it may be this node that is: then they are. As for the balancer (lb/plan.ts).
+ * The tasks of one service to send somebody to: as for the balancer, and where nobody takes connections whose node answers, those
+ * that start. The members of a cluster become healthy by finding each other.
  */
 export function servingOf(tasks: readonly Member[]): readonly Member[] {
-  const are = (wanted: State): readonly Member[] => tasks.filter(({ state }) => state === wanted);
-  const live = are('live');
-  if (live.length > 0) return live;
-  const replaced = are('unhealthy').length > 0 ? are('draining') : [];
-  return replaced.length > 0 ? replaced : are('lost');
-}
-
-export function liveOf(members: readonly Member[]): string[] {
-  return members.filter(({ state }) => state === 'live').map(({ address }) => address);
+  const active = activeTasksOf(
+    tasks.flatMap((member) => (member.candidate === undefined ? [] : { ...member.candidate, member })),
+  );
+  const starting = tasks.filter(({ state }) => state === 'starting');
+  return starting.length > 0 && active.every(({ unreachable }) => unreachable)
+    ? starting
+    : active.map(({ member }) => member);
 }
 
 function portsOf({ ports }: ServiceRecord): Map<string, number> {

@@ -2,7 +2,7 @@
 // Must stay pure, and must never take silence for an answer: what is unknown is held.
 import type { Row } from '../store/table.ts';
 import { nodeHolder, type Hold, type Holder, type Lease, type Pool } from './records.ts';
-import { sightingOf, type SightingMap } from './sightings.ts';
+import { candidateKey, type CandidateMap } from './candidates.ts';
 
 /** One subnet of one network, as Docker tells it. */
 export interface HeldPool {
@@ -13,6 +13,8 @@ export interface HeldPool {
   gateway?: string | undefined;
   /** Addresses in use, without prefix length: of tasks, containers and VIPs. Others' and the gateway do no harm. */
   addresses: ReadonlySet<string>;
+  /** Those of them that more than one has. */
+  shared?: ReadonlySet<string>;
 }
 
 /**
@@ -38,6 +40,7 @@ export interface Recorded {
 export type Step =
   | { do: 'adopt-lease' | 'free-lease'; id: string; holder: Holder; pool: string; address: string }
   | { do: 'adopt-pool'; id: string; holder: Holder; pool: string; held: HeldPool }
+  | { do: 'recount-lease'; id: string; holder: Holder; pool: string; address: string; version: number }
   | { do: 'free-pool'; id: string; holder: Holder; pool: string; version: number }
   | { do: 'settle-pool'; pool: string };
 
@@ -52,14 +55,20 @@ export interface CollectOptions {
 export function planCollect(
   recorded: Recorded,
   truth: Truth,
-  sightings: SightingMap,
+  sightings: CandidateMap,
   options: CollectOptions,
-): { steps: Step[]; sightings: SightingMap } {
+): { steps: Step[]; sightings: CandidateMap } {
   const known = new Known(truth, options.nodeId);
   const unheld = new Unheld(sightings, options);
   const freed: Step[] = [];
   for (const lease of recorded.leases) {
     const [pool = '', address = ''] = lease.id.split('/');
+    // A leader that was cut short begins to count anew, and one address may be counted twice.
+    if (lease.value.claims !== undefined && known.isOnes(pool, address) && unheld.longEnough(lease, 'claims'))
+      freed.push({
+        do: 'recount-lease',
+        ...{ id: lease.id, holder: 'global', pool, address, version: lease.version },
+      });
     for (const holder of lease.value.holders) {
       const isHeld = ({ addresses }: Side): boolean => addresses.get(pool)?.has(address) ?? false;
       if (known.isGone(holder, isHeld) && unheld.longEnough(lease, holder))
@@ -104,6 +113,7 @@ interface Side {
   pools: readonly { key: string; held: HeldPool }[];
   /** Of all networks of a pool together: two may claim it. */
   addresses: ReadonlyMap<string, ReadonlySet<string>>;
+  shared: ReadonlySet<string>;
 }
 
 function sideOf(truth: readonly HeldPool[]): Side {
@@ -111,7 +121,8 @@ function sideOf(truth: readonly HeldPool[]): Side {
   const addresses = new Map<string, Set<string>>();
   for (const { key, held } of pools)
     addresses.set(key, new Set([...(addresses.get(key) ?? []), ...held.addresses]));
-  return { pools, addresses };
+  const shared = pools.flatMap(({ key, held }) => [...(held.shared ?? [])].map((it) => `${key}/${it}`));
+  return { pools, addresses, shared: new Set(shared) };
 }
 
 /** @param network by the record; undefined if it names none */
@@ -139,21 +150,27 @@ class Known {
     if (holder === 'global' || holder === this.#self) return false;
     return this.#cluster !== undefined && !this.#cluster.has(holder);
   }
+
+  /** Whether Swarm has certainly given the address to exactly one. */
+  isOnes(pool: string, address: string): boolean {
+    const side = this.sides.get('global');
+    return (side?.addresses.get(pool)?.has(address) ?? false) && !side?.shared.has(`${pool}/${address}`);
+  }
 }
 
 class Unheld {
   readonly seen = new Map<string, { version: number; since: number }>();
-  readonly #before: SightingMap;
+  readonly #before: CandidateMap;
   readonly #options: CollectOptions;
 
-  constructor(before: SightingMap, options: CollectOptions) {
+  constructor(before: CandidateMap, options: CollectOptions) {
     this.#before = before;
     this.#options = options;
   }
 
   /** Takes note of a record that is unheld now. A record that changed since is a new one. */
   longEnough(row: Row<unknown>, holder: Holder): boolean {
-    const key = sightingOf(row.id, holder);
+    const key = candidateKey(row.id, holder);
     const before = this.#before.get(key);
     const again = before?.version === row.version;
     const since = again ? before.since : this.#options.now;

@@ -2,15 +2,23 @@
 // Must not know HTTP or Docker's JSON, and keeps nothing in memory that matters after a restart.
 import { StoreError } from '../store/errors.ts';
 import type { Store } from '../store/store.ts';
-import { Addresses, type Granted } from './addresses.ts';
+import { Addresses, type Granted, type ServiceAt } from './addresses.ts';
 import { planCollect, type Step, type Truth } from './collect.ts';
 import { IpamError } from './errors.ts';
-import { formatPoolId, parsePoolId, subnetOf, type PoolRef, type Space } from './poolid.ts';
+import { formatPoolId, keyOf, parsePoolId, subnetOf, type PoolRef, type Space } from './poolid.ts';
 import { Pools, type InUse } from './pools.ts';
 import { tables, type Holder, type Tables } from './records.ts';
-import { addressProblem } from './plan.ts';
-import { Sightings } from './sightings.ts';
-import { encloses, parseAddress, parseSubnet, type Subnet } from './subnet.ts';
+import { addressProblem, standIn } from './plan.ts';
+import { Candidates } from './candidates.ts';
+import {
+  encloses,
+  formatAddress,
+  hostRange,
+  parseAddress,
+  parseSubnet,
+  sizeOf,
+  type Subnet,
+} from './subnet.ts';
 
 export interface IpamOptions {
   /** Where a pool comes from when a network names none: subnets of `defaultSize` (a prefix length) out of it. */
@@ -20,6 +28,14 @@ export interface IpamOptions {
   nodeId: string;
   /** Routes and addresses of this host that are not Causeway's own. Asked at each new pool. */
   inUse: () => Promise<InUse[]>;
+  /** What others than Causeway use in the whole cluster, such as Docker's own networks; undefined: not known yet. */
+  taken: () => Promise<InUse[] | undefined>;
+  /** What a default pool had better keep away from, as somebody else may come to use it. */
+  avoided: () => Promise<InUse[]>;
+  /** The name of the service whose VIP on the network the address is, if it is one. */
+  serviceAt: ServiceAt;
+  /** Told of an address's lease that could not be brought to what was answered: it is left to {@link Ipam.collect}. For the log. */
+  onFailure: (leaseId: string, error: unknown) => void;
   /** The time in ms. */
   now: () => number;
 }
@@ -68,6 +84,11 @@ export interface CollectReport {
 const addressType = 'RequestAddressType';
 const gatewayType = 'com.docker.network.gateway';
 
+/** Whether an address is for a sandbox, on its own node: not Swarm's leader's choice, and not a gateway. */
+export function isForSandbox({ poolId, options }: Pick<AddressRequest, 'poolId' | 'options'>): boolean {
+  return parsePoolId(poolId).space === 'local' && options[addressType] !== gatewayType;
+}
+
 /**
  * Docker asks for everything twice, once on Swarm's leader (space `global`) and once on the node (`local`), and the
  * leader asks for everything again after each election. So every request may be repeated, every release too, and a
@@ -80,15 +101,14 @@ export class Ipam {
   readonly #tables: Tables;
   readonly #pools: Pools;
   readonly #addresses: Addresses;
-  readonly #sightings = new Sightings();
+  readonly #sightings = new Candidates();
 
   constructor(store: Store, options: IpamOptions) {
     this.#options = options;
     this.#tables = tables(store);
-    const { nodeId, inUse } = options;
     const defaultPool = parseSubnet(options.defaultPool);
-    this.#pools = new Pools(store, this.#tables, this.#sightings, { nodeId, inUse, defaultPool });
-    this.#addresses = new Addresses(store, this.#tables, this.#sightings, this.#pools);
+    this.#pools = new Pools(store, this.#tables, this.#sightings, { ...options, defaultPool });
+    this.#addresses = new Addresses(store, this.#tables, this.#sightings, this.#pools, options);
   }
 
   /**
@@ -98,11 +118,11 @@ export class Ipam {
    */
   async requestPool(request: PoolRequest): Promise<PoolGrant> {
     const { space, pool, subPool } = request;
-    if (request.v6 || pool.includes(':'))
-      throw new IpamError(
-        'not-supported',
-        'Causeway has no IPv6 pools yet. Create the network without --ipv6.',
-      );
+    if (request.v6 || pool.includes(':')) {
+      // AllocateNetwork refuses such a network, and so does each node's own request.
+      if (space === 'global' && pool !== '') return { poolId: `${ipv6Pool}${pool}`, pool, data: {} };
+      throw noIPv6();
+    }
     if (pool !== '' && !pool.startsWith(unspecified)) {
       const subnet = parseSubnet(pool);
       const ref = { space, subnet, range: subPool === '' ? subnet : rangeIn(subnet, subPool) };
@@ -124,12 +144,31 @@ export class Ipam {
     if (ref) await this.#pools.release(ref);
   }
 
-  /** @returns the address with the subnet's prefix length, such as 10.77.0.5/16 */
-  async requestAddress({ poolId, address, options }: AddressRequest): Promise<{ address: string }> {
+  /**
+   * In the global space an address that cannot be had is granted all the same: Swarm would tell nobody of an error. It
+   * is in no record, and no node takes it, so that the task is rejected there with the reason. In place of one of a full
+   * pool it is that of the subnet itself.
+   * @returns the address with the subnet's prefix length, such as 10.77.0.5/16; `refused`: why no node will take it
+   */
+  async requestAddress({
+    poolId,
+    address,
+    options,
+  }: AddressRequest): Promise<{ address: string; refused?: string }> {
+    if (poolId.startsWith(ipv6Pool))
+      return { address: poolId.slice(ipv6Pool.length), refused: noIPv6().message };
     const ref = parsePoolId(poolId);
-    const wanted = address === '' ? undefined : parseAddress(address);
-    const granted = await this.#request(ref, wanted, address, options[addressType] === gatewayType);
-    return { address: `${granted.address}/${granted.subnet.prefix}` };
+    const named = address === '' ? undefined : parseAddress(address);
+    // What stood for an address of a full pool is asked for again at each election: there may be one by now.
+    const wanted = ref.space === 'global' && named === standIn(ref.subnet) ? undefined : named;
+    try {
+      const granted = await this.#request(ref, wanted, address, options[addressType] === gatewayType);
+      return { address: `${granted.address}/${granted.subnet.prefix}` };
+    } catch (error) {
+      const instead = wanted ?? standIn(ref.subnet);
+      if (ref.space === 'local' || instead === undefined || !toldByNodes(error)) throw error;
+      return { address: `${formatAddress(instead)}/${ref.subnet.prefix}`, refused: error.message };
+    }
   }
 
   #request(ref: PoolRef, wanted: bigint | undefined, text: string, isGateway: boolean): Promise<Granted> {
@@ -137,7 +176,10 @@ export class Ipam {
     return wanted === undefined ? this.#addresses.allocate(ref) : this.#addresses.claim(ref, wanted);
   }
 
-  /** Lets go of an address. The gateway stays with its pool. What is unknown, or names no pool, is released. */
+  /**
+   * Lets go of an address. The gateway stays with its pool. What is unknown, or names no pool, is released; what Swarm's
+   * leader has claimed for two is one's still.
+   */
   async releaseAddress({ poolId, address }: { poolId: string; address: string }): Promise<void> {
     // Swarm forgets pool ids on some of its error paths and then sends an empty one.
     const ref = tryParsePoolId(poolId);
@@ -145,11 +187,25 @@ export class Ipam {
   }
 
   /**
+   * Resolves once the lease of an address of this node says what was answered.
+   * @throws why it cannot be had after all
+   */
+  async settled({ pool, address }: { pool: string; address: string }): Promise<void> {
+    const subnet = parseSubnet(pool);
+    await this.#addresses.settled({ space: 'local', subnet, range: subnet }, parseAddress(address));
+  }
+
+  /** Resolves once all is in the store that was answered before. */
+  idle(): Promise<void> {
+    return this.#addresses.idle();
+  }
+
+  /**
    * Makes the network the owner of the pool: at AllocateNetwork (global) and at CreateNetwork (local).
    * @param gateway the network's, if Docker named one: reserved from now on, whatever was requested before
    * @returns why the network cannot have the pool, as a text for the user; undefined if it can
    */
-  bindPool(request: {
+  async bindPool(request: {
     space: Space;
     pool: string;
     network: string;
@@ -157,7 +213,10 @@ export class Ipam {
   }): Promise<string | undefined> {
     const subnet = parseSubnet(request.pool);
     const gateway = request.gateway?.split('/')[0];
-    return this.#pools.bind({ space: request.space, subnet, range: subnet }, request.network, gateway);
+    const ref = { space: request.space, subnet, range: subnet };
+    const refusal = await this.#pools.bind(ref, request.network, gateway);
+    if (refusal === undefined && request.space === 'global') this.#addresses.beginTerm(subnet);
+    return refusal;
   }
 
   /**
@@ -166,6 +225,32 @@ export class Ipam {
    */
   unbindPool(request: { space: Space; network: string }): Promise<void> {
     return this.#pools.unbind(request.space, request.network);
+  }
+
+  /** Id of the network that has the pool. */
+  async ownerOf(pool: string): Promise<string | undefined> {
+    return (await this.#pools.get(parseSubnet(pool)))?.value.network;
+  }
+
+  /** How many addresses of the pool are in use, its gateway among them, and how many there are. */
+  async usage(pool: string): Promise<{ used: number; size: number }> {
+    const subnet = parseSubnet(pool);
+    const row = await this.#pools.get(subnet);
+    const leases = await this.#tables.leases.ids(`${keyOf(subnet)}/`);
+    return {
+      used: leases.length + (row?.value.gateway === undefined ? 0 : 1),
+      size: Number(sizeOf(hostRange(subnet))),
+    };
+  }
+
+  /**
+   * Looks again whether a network that was refused its pool can have it by now.
+   * @returns as {@link bindPool} in the global space
+   */
+  async reconsider(request: { pool: string; network: string; gateway: string }): Promise<string | undefined> {
+    const subnet = parseSubnet(request.pool);
+    await this.#pools.open({ space: 'global', subnet, range: subnet });
+    return (await this.refusal(request.pool)) ?? (await this.bindPool({ space: 'global', ...request }));
   }
 
   /** Why the pool must not be used, as a text for the user; undefined if it may, or is not known. */
@@ -212,6 +297,8 @@ export class Ipam {
       case 'adopt-lease': {
         const gateway = (await this.#pools.get(subnet))?.value.gateway;
         const problem = addressProblem(subnet, parseAddress(step.address), gateway);
+        // What Swarm was given to be refused is in no record.
+        if (problem && step.holder === 'global') return false;
         if (problem) throw problem;
         return this.#addresses.adopt(step.id, step.holder);
       }
@@ -224,6 +311,8 @@ export class Ipam {
       }
       case 'free-lease':
         return this.#ifStillSighted(step, () => this.#addresses.letGo(step.id, step.holder));
+      case 'recount-lease':
+        return this.#addresses.recount(step.id, step.version);
       case 'free-pool':
         return this.#ifStillSighted(step, () => this.#pools.drop(subnet, step.holder, step.version));
       case 'settle-pool':
@@ -238,6 +327,23 @@ export class Ipam {
   ): Promise<boolean> {
     return this.#sightings.inTurn(id, async () => (this.#sightings.has(id, holder) ? free() : false));
   }
+}
+
+/** How the id of a pool begins that is in no record, and all of whose addresses are refused. */
+const ipv6Pool = 'global/ipv6/';
+
+function noIPv6(): IpamError {
+  return new IpamError(
+    'not-supported',
+    'Causeway has no IPv6 pools yet. Create the network without --ipv6 and with an IPv4 --subnet, or none.',
+  );
+}
+
+/** Whether the nodes refuse the address for the same reason, when they are asked for it. */
+function toldByNodes(error: unknown): error is IpamError {
+  return (
+    error instanceof IpamError && ['pool-full', 'pool-unusable', 'address-unusable'].includes(error.code)
+  );
 }
 
 /** How a request for a size rather than a subnet begins: Docker 29, moby#50114. */

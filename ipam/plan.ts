@@ -25,6 +25,7 @@ const forbidden = [
   ['0.0.0.0/8', '"this network" addresses (RFC 791)'],
   ['127.0.0.0/8', 'loopback addresses (RFC 1122)'],
   ['169.254.0.0/16', 'link-local addresses (RFC 3927)'],
+  ['192.0.0.0/24', 'addresses of protocols (RFC 6890), one of which engine ipvs uses'],
   ['224.0.0.0/4', 'multicast addresses (RFC 5771)'],
   ['240.0.0.0/4', 'reserved addresses (RFC 1112)'],
 ].map(([cidr = '', what = '']) => ({ ...parseSubnet(cidr), what }));
@@ -53,7 +54,8 @@ export function overlapProblem(subnet: Subnet, occupied: readonly Occupied[]): I
     new IpamError(
       'overlap',
       `The subnet ${subnet.cidr} overlaps ${other.cidr}, ${other.what}. ` +
-        'Choose another --subnet, or leave it out to let Causeway choose.',
+        'Choose another --subnet, or leave it out to let Causeway choose; if it was left out, set CAUSEWAY_DEFAULT_POOL to ' +
+        'addresses that are free on all nodes.',
     )
   );
 }
@@ -104,10 +106,18 @@ export function addressProblem(subnet: Subnet, address: bigint, gateway?: string
 }
 
 /**
+ * What Swarm's leader is given in place of an address where there is none: the network's own, which no host can have,
+ * so that the node of the task refuses it with the reason. Undefined of a subnet that has no such address.
+ */
+export function standIn(subnet: Subnet): bigint | undefined {
+  return contains(hostRange(subnet), subnet.first) ? undefined : subnet.first;
+}
+
+/**
  * The addresses of `range` in the order in which they are to be tried: behind the one given out last and round to it.
  * So an address that was just let go comes last, and caches that still know its old owner have time to forget.
  */
-export function* rotation(range: Range, last: bigint | undefined): Generator<bigint> {
+export function* candidatesFrom(range: Range, last: bigint | undefined): Generator<bigint> {
   const start = last !== undefined && contains(range, last) ? last : range.last;
   for (let address = start + 1n; address <= range.last; address++) yield address;
   for (let address = range.first; address <= start; address++) yield address;

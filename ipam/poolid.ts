@@ -57,6 +57,15 @@ export function subnetOf(key: string): Subnet {
   return parseSubnet(key.replace('-', '/'));
 }
 
+/** Whether it is what {@link keyOf} makes of some subnet. */
+export function isSubnetKey(key: string): boolean {
+  try {
+    return keyOf(subnetOf(key)) === key;
+  } catch {
+    return false;
+  }
+}
+
 /** The addresses to choose from. Undefined if the range has none that a host can have. */
 export function choices({ subnet, range }: PoolRef): Range | undefined {
   return intersect(hostRange(subnet), range);

@@ -8,8 +8,8 @@ import { IpamError } from './errors.ts';
 import { addressProblem, firstFree, overlapProblem, poolProblem, type Occupied } from './plan.ts';
 import { keyOf, subnetOf, type PoolRef, type Space } from './poolid.ts';
 import { guardId, holderOf, type Holder, type Pool, type Tables } from './records.ts';
-import { lost, untilWon } from './retry.ts';
-import type { Sightings } from './sightings.ts';
+import { conflict, retryOnConflict } from './retry-on-conflict.ts';
+import type { Candidates } from './candidates.ts';
 import { parseAddress, parseSubnet, type Subnet } from './subnet.ts';
 
 /**
@@ -25,16 +25,24 @@ export interface PoolsOptions {
   nodeId: string;
   /** Where subnets come from that nobody asked for by name. */
   defaultPool: Subnet;
+  /** What this host uses. It speaks against a pool on this node alone, whoever leads the Swarm. */
   inUse: () => Promise<InUse[]>;
+  /** What others than Causeway use in the whole cluster; undefined while that is not known. */
+  taken: () => Promise<InUse[] | undefined>;
+  /** What is better left alone where there is a choice. */
+  avoided: () => Promise<InUse[]>;
 }
+
+/** Where a pool comes from that is refused because there is none: no host can have such an address. */
+const nowhere = parseSubnet('240.0.0.0/4');
 
 export class Pools {
   readonly #store: Store;
   readonly #tables: Tables;
-  readonly #sightings: Sightings;
+  readonly #sightings: Candidates;
   readonly #options: PoolsOptions;
 
-  constructor(store: Store, tables: Tables, sightings: Sightings, options: PoolsOptions) {
+  constructor(store: Store, tables: Tables, sightings: Candidates, options: PoolsOptions) {
     this.#store = store;
     this.#tables = tables;
     this.#sightings = sightings;
@@ -57,7 +65,7 @@ export class Pools {
   open(ref: PoolRef): Promise<void> {
     const holdId = this.#holdId(ref);
     return this.#sightings.inTurn(holdId, async () => {
-      await untilWon(`Requesting the pool ${ref.subnet.cidr}`, async () => {
+      await retryOnConflict(`Requesting the pool ${ref.subnet.cidr}`, async () => {
         const pool = await this.get(ref.subnet);
         if (!pool) return this.#create(ref);
         const hold = await this.#tables.holds.get(holdId);
@@ -68,23 +76,26 @@ export class Pools {
     });
   }
 
-  /** Opens the first free subnet of the default pool. @throws IpamError `no-pool-left` */
+  /**
+   * Opens the first free subnet of the default pool. For Swarm's leader one that this host uses will do where there is
+   * no other, as other nodes may be able to have it; and where none is left, one that is marked as refused.
+   * @throws IpamError `no-pool-left`
+   */
   openDefault(space: Space, prefix: number): Promise<PoolRef> {
-    return untilWon('Requesting a pool', async () => {
+    return retryOnConflict('Requesting a pool', async () => {
       const guard = await this.#guard();
       const supernet = this.#options.defaultPool;
-      const subnet = firstFree(supernet, prefix, [
-        ...(await this.#poolsInUse('all')),
-        ...(await this.#hostInUse()),
-      ]);
-      if (!subnet)
-        throw new IpamError(
-          'no-pool-left',
-          `The default pool ${supernet.cidr} has no free /${prefix} left. ` +
-            'Remove networks that are no longer used, choose a --subnet, or give Causeway a larger default pool.',
-        );
+      const pools = await this.#poolsInUse('all');
+      const taken = [...pools, ...(await this.#takenInCluster())];
+      const avoided = [...(await this.#hostInUse()), ...occupied(await this.#options.avoided())];
+      const wanted =
+        firstFree(supernet, prefix, [...taken, ...avoided]) ??
+        (space === 'global' ? firstFree(supernet, prefix, taken) : undefined);
+      const problem = wanted === undefined ? noPoolLeft(supernet, prefix) : undefined;
+      const subnet = wanted ?? (space === 'global' ? firstFree(nowhere, prefix, pools) : undefined);
+      if (!subnet) throw noPoolLeft(supernet, prefix);
       const ref = { space, subnet, range: subnet };
-      return (await this.#commit([guard, ...this.#creation(ref, undefined)])) ?? ref;
+      return (await this.#commit([guard, ...this.#creation(ref, problem)])) ?? ref;
     });
   }
 
@@ -100,11 +111,11 @@ export class Pools {
    * @returns why it cannot have the pool, or undefined
    */
   bind(ref: PoolRef, network: string, gateway: string | undefined): Promise<string | undefined> {
-    return untilWon(`Taking the pool ${ref.subnet.cidr} for network ${network}`, async () => {
+    return retryOnConflict(`Taking the pool ${ref.subnet.cidr} for network ${network}`, async () => {
       const pool = await this.get(ref.subnet);
       if (!pool) {
         await this.open(ref);
-        return lost;
+        return conflict;
       }
       const { refused, network: owner } = pool.value;
       if (refused !== undefined) return refused;
@@ -138,7 +149,7 @@ export class Pools {
 
   /** Records why the pool must not be used, unless a network already uses it. */
   refuse(subnet: Subnet, reason: string): Promise<void> {
-    return untilWon(`Refusing the pool ${subnet.cidr}`, async () => {
+    return retryOnConflict(`Refusing the pool ${subnet.cidr}`, async () => {
       const pool = await this.get(subnet);
       if (!pool || pool.value.network !== undefined) return undefined;
       return this.#commit([this.#keepOrSet(pool, { ...pool.value, refused: reason })]);
@@ -148,7 +159,7 @@ export class Pools {
   /** Takes one hold away, and the pool with it if that was the last. @returns false if the hold has changed */
   async drop(subnet: Subnet, holder: Holder, version: number): Promise<boolean> {
     const id = keyOf(subnet);
-    const dropped = await untilWon(`Letting go of the pool ${subnet.cidr}`, async () => {
+    const dropped = await retryOnConflict(`Letting go of the pool ${subnet.cidr}`, async () => {
       const pool = await this.get(subnet);
       const hold = await this.#tables.holds.get(`${id}/${holder}`);
       if (hold?.version !== version) return false;
@@ -181,14 +192,14 @@ export class Pools {
   settle(subnet: Subnet): Promise<boolean> {
     const id = keyOf(subnet);
     let changed = false;
-    return untilWon(`Releasing the pool ${subnet.cidr}`, async () => {
+    return retryOnConflict(`Releasing the pool ${subnet.cidr}`, async () => {
       const pool = await this.get(subnet);
       if (!pool) return changed;
       const next = await this.#settled(pool);
       const { closing, network } = pool.value;
       if (next.network !== network || next.closing !== closing) {
-        changed = (await this.#commit([this.#tables.pools.set(id, next, pool.version)])) !== lost;
-        return lost; // once more, now that whoever takes a hold has to change the pool
+        changed = (await this.#commit([this.#tables.pools.set(id, next, pool.version)])) !== conflict;
+        return conflict; // once more, now that whoever takes a hold has to change the pool
       }
       if (!closing) return changed;
       const left =
@@ -214,9 +225,10 @@ export class Pools {
     if (leader && leader.value.network === network) return { ...rest, network };
     // Fresh: a node takes a hold without a change of the pool, so an old list would not lose its compare-and-set.
     const { rows, corrupt } = await this.#tables.holds.list(`${pool.id}/`, { fresh: true });
-    if (rows.length + corrupt.length === 0) return { ...rest, closing: true };
     // A hold that cannot be read may be the owner's.
-    const owned = corrupt.length > 0 || rows.some((row) => row.value.network === network);
+    const unread = corrupt.filter(({ stray }) => stray !== true);
+    if (rows.length + unread.length === 0) return { ...rest, closing: true };
+    const owned = unread.length > 0 || rows.some((row) => row.value.network === network);
     return owned ? { ...rest, network } : rest;
   }
 
@@ -232,7 +244,7 @@ export class Pools {
   }
 
   /** Sets the pool's gateway if it and the address are still as they were read. @returns lost, or undefined */
-  async setGateway(pool: Row<Pool>, gateway: string): Promise<typeof lost | undefined> {
+  async setGateway(pool: Row<Pool>, gateway: string): Promise<typeof conflict | undefined> {
     return this.#commit(this.#settingGateway(pool, pool.value, gateway));
   }
 
@@ -243,14 +255,15 @@ export class Pools {
     ];
   }
 
-  async #create(ref: PoolRef): Promise<typeof lost | undefined> {
+  async #create(ref: PoolRef): Promise<typeof conflict | undefined> {
     const guard = await this.#guard();
     const pools = await this.#poolsInUse('usable');
     // Somebody opened the very same one since we looked: then it is to be joined.
-    if (pools.some(({ cidr }) => cidr === ref.subnet.cidr)) return lost;
+    if (pools.some(({ cidr }) => cidr === ref.subnet.cidr)) return conflict;
+    const host = ref.space === 'local' ? await this.#hostInUse() : [];
     const problem =
       poolProblem(ref.subnet, ref.range) ??
-      overlapProblem(ref.subnet, [...pools, ...(await this.#hostInUse())]);
+      overlapProblem(ref.subnet, [...pools, ...(await this.#takenInCluster()), ...host]);
     if (problem && ref.space === 'local') throw problem;
     return this.#commit([guard, ...this.#creation(ref, problem)]);
   }
@@ -264,29 +277,32 @@ export class Pools {
   }
 
   /** A replay, unless the pool was refused: then the reason may be gone by now. */
-  async #openGlobal(ref: PoolRef, pool: Row<Pool>, held: boolean): Promise<typeof lost | undefined> {
+  async #openGlobal(ref: PoolRef, pool: Row<Pool>, held: boolean): Promise<typeof conflict | undefined> {
     const { refused, ...usable } = pool.value;
     if (refused === undefined) return held ? undefined : this.#join(ref, pool, pool.value);
     const guard = await this.#guard();
     const others = await this.#poolsInUse('usable');
+    const taken = await this.#options.taken();
+    // What was a reason is none any more only if it is known to be gone.
+    if (taken === undefined) return held ? undefined : this.#join(ref, pool, pool.value);
     const problem =
-      poolProblem(ref.subnet, ref.range) ??
-      overlapProblem(ref.subnet, [...others, ...(await this.#hostInUse())]);
+      poolProblem(ref.subnet, ref.range) ?? overlapProblem(ref.subnet, [...others, ...occupied(taken)]);
     if (problem) return held ? undefined : this.#join(ref, pool, { ...pool.value, refused: problem.message });
     return this.#join(ref, pool, usable, guard);
   }
 
   /** The pool is sound in itself, or refused; what this host uses is known to nobody but us. */
-  async #openLocal(ref: PoolRef, pool: Row<Pool>): Promise<typeof lost | undefined> {
+  async #openLocal(ref: PoolRef, pool: Row<Pool>): Promise<typeof conflict | undefined> {
     const problem =
       pool.value.refused !== undefined
         ? new IpamError('pool-unusable', pool.value.refused)
-        : (poolProblem(ref.subnet, ref.range) ?? overlapProblem(ref.subnet, await this.#hostInUse()));
+        : (poolProblem(ref.subnet, ref.range) ??
+          overlapProblem(ref.subnet, [...(await this.#takenInCluster()), ...(await this.#hostInUse())]));
     if (problem) throw problem;
     return this.#join(ref, pool, pool.value);
   }
 
-  #join(ref: PoolRef, pool: Row<Pool>, next: Pool, guard?: Op): Promise<typeof lost | undefined> {
+  #join(ref: PoolRef, pool: Row<Pool>, next: Pool, guard?: Op): Promise<typeof conflict | undefined> {
     const ops = [this.#tables.holds.set(this.#holdId(ref), { v: 1 }), this.#keepOrSet(pool, next)];
     return this.#commit(guard ? [...ops, guard] : ops, ref.space === 'local');
   }
@@ -319,29 +335,31 @@ export class Pools {
           value.network === undefined ? 'another pool of Causeway' : `the pool of network ${value.network}`,
       })),
       // Its key still says which subnet it is about.
-      ...corrupt.map(({ id }) => ({
-        ...subnetOf(id),
-        what: 'a pool of Causeway whose record cannot be read',
-      })),
+      ...corrupt
+        .filter(({ stray }) => stray !== true)
+        .map(({ id }) => ({
+          ...subnetOf(id),
+          what: 'a pool of Causeway whose record cannot be read',
+        })),
     ];
   }
 
   async #hostInUse(): Promise<Occupied[]> {
-    const inUse = (await this.#options.inUse()).filter(({ cidr }) => !cidr.includes(':'));
-    return inUse.map(({ cidr, what }) => ({
-      ...parseSubnet(cidr.includes('/') ? cidr : `${cidr}/32`),
-      what,
-    }));
+    return occupied(await this.#options.inUse());
   }
 
-  async #deleteAll(pool: string): Promise<typeof lost | undefined> {
+  async #takenInCluster(): Promise<Occupied[]> {
+    return occupied((await this.#options.taken()) ?? []);
+  }
+
+  async #deleteAll(pool: string): Promise<typeof conflict | undefined> {
     const leases = await this.#tables.leases.list(`${pool}/`);
     const cursors = await this.#tables.cursors.list(`${pool}/`);
     const ops = [
       ...leases.rows.map((row) => this.#tables.leases.remove(row.id, row.version)),
       ...cursors.rows.map((row) => this.#tables.cursors.remove(row.id)),
     ];
-    for (const commit of batches(ops)) if (await this.#commit(commit)) return lost;
+    for (const commit of batches(ops)) if (await this.#commit(commit)) return conflict;
     return undefined;
   }
 
@@ -350,9 +368,23 @@ export class Pools {
   }
 
   /** @param own what a node says of itself alone, which it may while the store is away */
-  async #commit(ops: Op[], own = false): Promise<typeof lost | undefined> {
-    return (await this.#store.commit(ops, { offline: own })).ok ? undefined : lost;
+  async #commit(ops: Op[], own = false): Promise<typeof conflict | undefined> {
+    return (await this.#store.commit(ops, { offline: own })).ok ? undefined : conflict;
   }
+}
+
+function occupied(inUse: readonly InUse[]): Occupied[] {
+  return inUse
+    .filter(({ cidr }) => !cidr.includes(':'))
+    .map(({ cidr, what }) => ({ ...parseSubnet(cidr.includes('/') ? cidr : `${cidr}/32`), what }));
+}
+
+function noPoolLeft(supernet: Subnet, prefix: number): IpamError {
+  return new IpamError(
+    'no-pool-left',
+    `The default pool ${supernet.cidr} has no free /${prefix} left. ` +
+      'Remove networks that are no longer used, choose a --subnet, or give Causeway a larger default pool.',
+  );
 }
 
 /** Whether a holder is a node, and not the cluster. */

@@ -1,11 +1,11 @@
 // Owns the pieces of nft that both engines share: translating to a real server, and refusing what has none.
 // Must not know which engine uses them.
 import { isIPv4 } from 'node:net';
-import { markBase, markMask } from '../net/names.ts';
+import { hex, markBase, markMask } from '../net/names.ts';
 import { contentName, type NftBaseChain, type NftPart, type NftSet } from '../net/table.ts';
 import type { PolicyRecord } from '../store/records.ts';
 import { fillTable, placesFor } from './maglev.ts';
-import { takers, virtualServerId, type Choice, type RealServer, type VirtualServer } from './model.ts';
+import { activeServers, virtualServerId, type Choice, type RealServer, type VirtualServer } from './model.ts';
 
 /**
  * The nat hooks run just ahead of Docker's own mesh, which translates published ports at -100 whatever the order of
@@ -15,19 +15,24 @@ export const aheadOfDocker = '-101';
 
 export const balanced = 'meta l4proto { tcp, udp, sctp }';
 
-/** A packet to one of the node's own addresses, 127.0.0.0/8 among them. */
-export const toNode = 'meta nfproto ipv4 fib daddr type local';
+/** Where programs of the node itself listen, such as its resolver at 127.0.0.53: no service is published there. */
+const otherLoopback = '127.0.0.2-127.255.255.255';
+
+/** A packet to one of the node's own addresses, 127.0.0.1 among them. */
+export const toNode = `ip daddr != ${otherLoopback} fib daddr type local`;
+
+/**
+ * A sandbox's packet to another node: its published ports are balanced here already, or the task would see this node's
+ * address, and whom the service lets in could not be told.
+ */
+export const toOtherNode = 'iifname "cw-*" ip daddr @nodes';
 
 /** Decided by Causeway: no nat chain behind this one is asked, and the packet stays on the node. */
-export const decidedHere = 'dnat ip to ip daddr';
+export const noopDnat = 'dnat ip to ip daddr';
 
 const marked = `meta mark & ${hex(markMask)} == ${hex(markBase)}`;
 const unmarked = `meta mark & ${hex(markMask)} != ${hex(markBase)}`;
 export { marked };
-
-export function hex(mark: number): string {
-  return `0x${mark.toString(16).padStart(8, '0')}`;
-}
 
 /** `@vips`, every VIP, and `@published`, every published port, for {@link refusal}. */
 export const knownSets = {
@@ -42,10 +47,12 @@ export const knownSets = {
  */
 export const refusal: NftBaseChain = {
   hook: 'type filter hook input priority filter - 5; policy accept;',
-  rules: [`meta nfproto ipv4 ct state new ${unmarked} jump refuse_known`],
+  rules: [`ct state new ${unmarked} jump refuse_known`],
 };
 export const refuseKnown: NftBaseChain = {
   rules: [
+    // By IPv6 there is no real server either: who tries ::1 first learns at once to try 127.0.0.1.
+    `ip daddr ${otherLoopback} return`,
     `meta l4proto tcp ip daddr @vips reject with tcp reset`,
     `${balanced} ip daddr @vips reject`,
     `meta l4proto tcp fib daddr type local meta l4proto . th dport @published reject with tcp reset`,
@@ -53,19 +60,37 @@ export const refuseKnown: NftBaseChain = {
   ],
 };
 
-/** The server's element of {@link knownSets}. */
-export function knownElement(server: VirtualServer): NftPart['elements'][number] {
-  return server.kind === 'vip' ? ['vips', server.address, ''] : ['published', portKey(server), ''];
+/** The ways around the balancer, and so around whom a service lets in: by another node, and into Docker's own mesh. */
+export const detours: NftBaseChain = {
+  hook: 'type filter hook forward priority filter; policy accept;',
+  rules: ['ct state new ct status & dnat == 0 meta l4proto . th dport @published jump refuse_detour'],
+};
+export const refuseDetour: NftBaseChain = {
+  rules: [toOtherNode, 'oifname "docker_gwbridge"'].flatMap((way) => [
+    `${way} meta l4proto tcp reject with tcp reset`,
+    `${way} reject`,
+  ]),
+};
+
+/** The server's elements of {@link knownSets}. */
+export function knownElements(server: VirtualServer): NftPart['elements'] {
+  return elementsOf(server, { vip: 'vips', port: 'published' }, '');
 }
 
-/** The key of a published port in sets of `inet_proto . inet_service`. */
-export function portKey({ protocol, port }: { protocol: string; port: number }): string {
-  return `${protocol} . ${port}`;
+/** An element with that value for the server's address, or for each of its ports in a set of `inet_proto . inet_service`. */
+export function elementsOf(
+  server: VirtualServer,
+  sets: Record<VirtualServer['kind'], string>,
+  value: string,
+): NftPart['elements'] {
+  if (server.kind === 'vip') return [[sets.vip, server.address, value]];
+  const { protocol, port, count = 1 } = server;
+  return Array.from({ length: count }, (_, at) => [sets.port, `${protocol} . ${port + at}`, value] as const);
 }
 
 /** A chain that translates a connection to one of the real servers, if it may come in at all. */
 export function translation(server: VirtualServer): { name: string; rules: string[] } {
-  const rules = [...refused(policyOfPort(server), decidedHere), translate(server)];
+  const rules = [...refused(policyOfPort(server), noopDnat), translate(server)];
   return { name: contentName(virtualServerId(server), rules), rules };
 }
 
@@ -75,10 +100,12 @@ export function policyOfPort(server: VirtualServer): PolicyRecord | undefined {
 }
 
 /**
- * Rules for the connections to a published port that its policy does not let in. The node's own need no allowance.
+ * Rules for the connections to a published port that its policy does not let in. The node's own need no allowance, but none
+ * comes in where the policy could not be read.
  * @param verdict what becomes of them
  */
-export function refused({ bind, allow, deny }: PolicyRecord = {}, verdict: string): string[] {
+export function refused({ bind, allow, deny, closed }: PolicyRecord = {}, verdict: string): string[] {
+  if (closed === true) return [verdict];
   const matches: string[] = [];
   if (bind !== undefined) {
     const [addresses, devices] = [bind.filter((item) => isIPv4(item)), bind.filter((item) => !isIPv4(item))];
@@ -106,11 +133,13 @@ function choiceOf({ policy = {} }: VirtualServer): Choice {
 const hashSeed = '0x63617573';
 
 function translate(server: VirtualServer): string {
-  const servers = takers(server);
-  if (servers.length === 0) return decidedHere;
+  const servers = activeServers(server);
+  if (servers.length === 0) return noopDnat;
   const { scheduler = 'wrr' } = server.policy ?? {};
   const target = `dnat ip to ${choose(servers, choiceOf(server), !unweighted.has(scheduler))}`;
-  return server.kind === 'vip' ? target : `meta l4proto ${server.protocol} ${target} : ${server.targetPort}`;
+  // Without a port it stays the one that was asked for.
+  if (server.kind === 'vip' || server.count !== undefined) return target;
+  return `meta l4proto ${server.protocol} ${target} : ${server.targetPort}`;
 }
 
 function choose(servers: readonly RealServer[], choice: Choice, weighted: boolean): string {
@@ -118,7 +147,7 @@ function choose(servers: readonly RealServer[], choice: Choice, weighted: boolea
   const weights = servers.map(({ weight }) => (weighted ? weight : 1));
   if (choice === 'turn' || servers.length === 1) {
     const shares = sharesOf(weights);
-    const turns = shares.flatMap((share, at) => new Array<number>(share).fill(at));
+    const turns = turnsOf(shares);
     return `numgen inc mod ${turns.length} map { ${ranges(turns, addresses)} }`;
   }
   const places = placesFor(servers.length);
@@ -134,6 +163,25 @@ function choose(servers: readonly RealServer[], choice: Choice, weighted: boolea
 function sharesOf(weights: readonly number[]): number[] {
   const common = weights.reduce(greatestDivisor, 0);
   return weights.map((weight) => weight / common);
+}
+
+/** In longer rounds the turns of a server follow each other: each change of hands is an element of the map. */
+const longestSpread = 512;
+
+/**
+ * Places in the list of shares, each as often as its share. Spread evenly, as blocks would be bursts; and the largest share first:
+ * a new chain counts from the beginning, and must not begin with the server that has the least.
+ */
+function turnsOf(shares: readonly number[]): number[] {
+  const round = shares.reduce((sum, share) => sum + share, 0);
+  if (round > longestSpread) return shares.flatMap((share, at) => new Array<number>(share).fill(at));
+  const credit = shares.map(() => 0);
+  return Array.from({ length: round }, () => {
+    for (const [at, share] of shares.entries()) credit[at] = (credit[at] ?? 0) + share;
+    const next = credit.indexOf(Math.max(...credit));
+    credit[next] = (credit[next] ?? 0) - round;
+    return next;
+  });
 }
 
 function greatestDivisor(one: number, other: number): number {

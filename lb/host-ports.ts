@@ -3,10 +3,10 @@
 // Must not decide which they are.
 import { contentName, type NftElements, type NftPart, type NftSet } from '../net/table.ts';
 import type { HostPort, PolicyRecord } from '../store/records.ts';
-import { balanced, decidedHere, refused, toNode } from './chains.ts';
+import { balanced, noopDnat, refused, toNode } from './chains.ts';
 
 /** A container, and what it publishes. */
-export interface Publisher {
+export interface HostPortContainer {
   address: string;
   ports: readonly HostPort[];
   /** Who may connect: of a policy `bind`, `allow` and `deny`; absent: everybody. */
@@ -32,7 +32,7 @@ export const hostPortRules = [
 ];
 
 /** The content of {@link hostPortSets}; of two that publish the same, the latter counts. */
-export function renderHostPorts(publishers: readonly Publisher[]): {
+export function renderHostPorts(containers: readonly HostPortContainer[]): {
   elements: Map<string, NftElements>;
   parts: readonly NftPart[];
 } {
@@ -44,7 +44,7 @@ export function renderHostPorts(publishers: readonly Publisher[]): {
   };
   /** By name: those with the same policy share one. */
   const chains = new Map<string, readonly string[]>();
-  for (const { address: container, ports, access } of publishers) {
+  for (const { address: container, ports, access } of containers) {
     const verdict = guard(access, chains);
     for (const { protocol, address, port, targetPort } of ports) {
       const where = address === undefined ? '' : '_at';
@@ -58,9 +58,12 @@ export function renderHostPorts(publishers: readonly Publisher[]): {
 }
 
 /** @returns what becomes of a connection ahead of its translation; undefined where everybody is let in */
-function guard(access: Publisher['access'], chains: Map<string, readonly string[]>): string | undefined {
+function guard(
+  access: HostPortContainer['access'],
+  chains: Map<string, readonly string[]>,
+): string | undefined {
   // Nobody gets no answer: who is let in soon asks again.
-  const rules = access === 'nobody' ? ['drop'] : refused(access, decidedHere);
+  const rules = access === 'nobody' ? ['drop'] : refused(access, noopDnat);
   if (rules.length === 0) return undefined;
   const chain = contentName('host', rules);
   chains.set(chain, rules);

@@ -1,28 +1,30 @@
 // Owns the engine for kernels with IPVS: nft marks what belongs to a virtual server, one IPVS service per mark balances.
 // Must not run anything; lb/ipvsadm.ts does.
-import { once } from '../delta/list.ts';
-import { fabricLink, markMask, returnMarkBase } from '../net/names.ts';
+import { memoByObject } from '../delta/list.ts';
+import { fabricLink, hex, markMask, returnMarkBase } from '../net/names.ts';
 import { contentName, type NftLayout, type NftPart } from '../net/table.ts';
 import {
   aheadOfDocker,
   balanced,
-  decidedHere,
-  hex,
-  knownElement,
+  noopDnat,
+  detours,
+  elementsOf,
+  knownElements,
   knownSets,
   marked,
-  portKey,
   refusal,
   policyOfPort,
   refused,
+  refuseDetour,
   refuseKnown,
   toNode,
+  toOtherNode,
   translation,
 } from './chains.ts';
 import { hostPortRules, hostPortSets } from './host-ports.ts';
 import type { IpvsService } from './ipvsadm.ts';
 import { assignMarks } from './marks.ts';
-import { takers, virtualServerId, type Engine, type RealServer, type VirtualServer } from './model.ts';
+import { activeServers, virtualServerId, type Engine, type RealServer, type VirtualServer } from './model.ts';
 
 /**
  * Half of all packets: they are IPVS's already, and one to a client whose own port happens to be a published one must
@@ -32,11 +34,17 @@ const isReply = 'ct direction reply return';
 
 /** A VIP is a local address too: what goes to one is no business of the published ports, served or not. */
 const toVip = `${balanced} ip daddr @vips goto mark_vip`;
-/** One look at the routing table for both look-ups of the port. */
-const toPort = `${toNode} ${balanced} goto mark_port`;
+/**
+ * One look at the routing table for both look-ups of the port. IPVS refuses to send a packet from 127.0.0.0/8 to another
+ * host, so those to 127.0.0.1 are translated by nft.
+ */
+const toPort = `ip daddr != 127.0.0.0/8 fib daddr type local ${balanced} goto mark_port`;
 
 /** Whoever was not let in, Docker's mesh shall not let in either. */
-const published = `${toNode} ${balanced} meta l4proto . th dport @published ${decidedHere}`;
+const published = `${toNode} ${balanced} meta l4proto . th dport @published ${noopDnat}`;
+
+/** What IPVS cannot do is done as by engine nft. */
+const translated = `${balanced} meta l4proto . th dport vmap @port_chains`;
 
 /** What another node balanced to a task of this one, on its way back. */
 const balancedElsewhere = `oifname "${fabricLink}" meta mark & ${hex(markMask)} == ${hex(returnMarkBase)}`;
@@ -51,7 +59,7 @@ const layout: NftLayout = {
     vip_marks: { kind: 'map', declaration: 'type ipv4_addr : mark;' },
     port_guards: { kind: 'map', declaration: 'type inet_proto . inet_service : verdict;' },
     port_marks: { kind: 'map', declaration: 'type inet_proto . inet_service : mark;' },
-    loopback_chains: { kind: 'map', declaration: 'type inet_proto . inet_service : verdict;' },
+    port_chains: { kind: 'map', declaration: 'type inet_proto . inet_service : verdict;' },
   },
   chains: {
     mark_vip: { rules: ['meta mark set ip daddr map @vip_marks'] },
@@ -68,35 +76,37 @@ const layout: NftLayout = {
     },
     mark_out: {
       hook: 'type filter hook output priority mangle; policy accept;',
-      rules: [isReply, toVip, `ip daddr != 127.0.0.0/8 ${toPort}`],
+      rules: [isReply, toVip, toPort],
     },
     balance_in: {
       hook: `type nat hook prerouting priority ${aheadOfDocker}; policy accept;`,
-      rules: [`${marked} ${decidedHere}`, published, ...hostPortRules],
+      rules: [
+        `${marked} ${noopDnat}`,
+        published,
+        ...hostPortRules,
+        // IPVS takes what is for this node alone.
+        `${toOtherNode} ${translated}`,
+      ],
     },
     balance_out: {
       hook: `type nat hook output priority ${aheadOfDocker}; policy accept;`,
-      rules: [
-        // IPVS refuses to send a packet from 127.0.0.0/8 to another host, so these are translated by nft.
-        `ip daddr 127.0.0.0/8 ${balanced} meta l4proto . th dport vmap @loopback_chains`,
-        `${marked} ${decidedHere}`,
-        published,
-        ...hostPortRules,
-      ],
+      rules: [`ip daddr 127.0.0.1 ${translated}`, `${marked} ${noopDnat}`, published, ...hostPortRules],
     },
     // IPVS (at 100) knows connections by task and client alone. A client with one port of its own may have one by this node
     // and one by another to the same task: the replies of the latter are none of its business, and would be sent to the
     // client as the former's.
-    conceal: {
+    hide_from_ipvs: {
       hook: 'type filter hook forward priority 99; policy accept;',
       rules: [`${balancedElsewhere} ip saddr set ${nobody}`],
     },
-    reveal: {
+    restore_source: {
       hook: 'type filter hook postrouting priority raw; policy accept;',
       rules: [`${balancedElsewhere} ip saddr ${nobody} ip saddr set ct reply ip saddr`],
     },
     refuse_known: refuseKnown,
     refuse: refusal,
+    refuse_detour: refuseDetour,
+    detours,
   },
 };
 
@@ -119,7 +129,7 @@ export const ipvsEngine: Engine = {
       marks,
     };
   },
-  shortcomings({ affinity } = {}) {
+  unsupported({ affinity } = {}) {
     if (affinity === undefined) return [];
     const what = `affinity=${affinity} keeps a client with its task for as long as the tasks stay`;
     return [`engine ipvs does not count seconds for published ports, only for VIPs: ${what}`];
@@ -132,7 +142,7 @@ interface Rendered {
 }
 
 /** By server: its id, and what it is with a mark, made again only for another mark. */
-const drafts = once((server: VirtualServer) => {
+const drafts = memoByObject((server: VirtualServer) => {
   let last: { mark: number; rendered: Rendered } | undefined;
   const draft = (mark: number): Rendered => {
     if (last?.mark !== mark) last = { mark, rendered: renderServer(server, mark) };
@@ -142,23 +152,23 @@ const drafts = once((server: VirtualServer) => {
 });
 
 function renderServer(server: VirtualServer, mark: number): Rendered {
-  const [set, key] = server.kind === 'vip' ? ['vip_marks', server.address] : ['port_marks', portKey(server)];
   const elements: NftPart['elements'] = [
-    knownElement(server),
-    ...(mark === 0 ? [] : [[set, key, String(mark)] as const]),
+    ...knownElements(server),
+    ...(mark === 0 ? [] : elementsOf(server, { vip: 'vip_marks', port: 'port_marks' }, String(mark))),
   ];
   const service = mark === 0 ? {} : { service: renderService(server, mark) };
   if (server.kind === 'vip') return { part: { chains: [], elements }, ...service };
   const { name, rules } = translation(server);
-  const loopback = ['loopback_chains', key, `goto ${name}`] as const;
-  const guarding = guardOf(server).map((chain) => ({
-    chain,
-    element: ['port_guards', key, `jump ${chain[0]}`] as const,
-  }));
+  const at = (set: string, value: string) => elementsOf(server, { vip: '', port: set }, value);
+  const guarding = guardOf(server);
   return {
     part: {
-      chains: [[name, rules], ...guarding.map(({ chain }) => chain)],
-      elements: [...elements, loopback, ...guarding.map(({ element }) => element)],
+      chains: [[name, rules], ...guarding],
+      elements: [
+        ...elements,
+        ...at('port_chains', `goto ${name}`),
+        ...guarding.flatMap(([chain]) => at('port_guards', `jump ${chain}`)),
+      ],
     },
     ...service,
   };
@@ -173,10 +183,10 @@ function renderService(server: VirtualServer, mark: number): IpvsService {
   return {
     mark,
     ...schedulingOf(server),
-    // Port 0: the connection keeps the port it asked the VIP for.
+    // Port 0: the connection keeps the port it asked for.
     destinations: new Map(
       connected(server).map(({ address, weight }) => [
-        `${address}:${server.kind === 'vip' ? 0 : server.targetPort}`,
+        `${address}:${server.kind === 'vip' || server.count !== undefined ? 0 : server.targetPort}`,
         weight,
       ]),
     ),
@@ -196,7 +206,7 @@ function schedulingOf(server: VirtualServer): Pick<IpvsService, 'scheduler' | 'f
   const { scheduler, affinity } = server.policy ?? {};
   // Of a service that is chosen by mark, IPVS does not translate the port of a connection that stays with its task.
   if (affinity !== undefined && server.kind === 'port') return bySource;
-  const weighted = new Set(takers(server).map(({ weight }) => weight)).size > 1;
+  const weighted = new Set(activeServers(server).map(({ weight }) => weight)).size > 1;
   const chosen = scheduler ?? (weighted ? 'wrr' : 'rr');
   return {
     scheduler: chosen,
@@ -210,5 +220,5 @@ function schedulingOf(server: VirtualServer): Pick<IpvsService, 'scheduler' | 'f
  * Removed, its next packet goes to another.
  */
 function connected(server: VirtualServer): readonly RealServer[] {
-  return server.kind === 'port' && server.protocol === 'udp' ? takers(server) : server.realServers;
+  return server.kind === 'port' && server.protocol === 'udp' ? activeServers(server) : server.realServers;
 }

@@ -3,6 +3,7 @@
 import { difference } from '../delta/list.ts';
 import { markBase, markMask } from '../net/names.ts';
 import { CommandError, type Runner } from '../net/run.ts';
+import { safe, words } from '../net/safe.ts';
 import type { Sysctl } from '../net/sysctl.ts';
 import type { Timeouts } from '../store/records.ts';
 
@@ -49,7 +50,7 @@ export function parseIpvs(text: string): IpvsService[] {
   return [...services].map(([mark, rest]) => ({ mark, ...rest }));
 }
 
-/** What an engine that balances no more has left in IPVS. */
+/** IPVS services left by a previous engine. */
 export interface LeftIpvs {
   service: IpvsService;
   /** It still has connections, which go on as long as it is there. */
@@ -128,6 +129,7 @@ function schedule({ scheduler, flags, affinity }: IpvsService): string {
  */
 export async function runIpvsBatch(run: Runner, lines: readonly string[]): Promise<void> {
   if (lines.length === 0) return;
+  for (const line of lines) safe('ipvsadm', line, words);
   // Its exit code is that of the last line (docs/measured-ipvs.md).
   await run('ipvsadm', ['--restore'], { input: lines.join('\n') + '\n', silent: true });
 }
@@ -141,9 +143,9 @@ const idleSeconds = 432_000;
  */
 export async function keepIdle(run: Runner, { tcp = 0, fin = 0, udp = 0 }: Timeouts = {}): Promise<void> {
   const found = /: (\d+) (\d+) (\d+)/.exec(await run('ipvsadm', ['-L', '--timeout']))?.slice(1) ?? [];
-  const wanted = [Math.max(tcp, idleSeconds), fin, udp];
+  const desired = [Math.max(tcp, idleSeconds), fin, udp];
   // 0 leaves a time as it is.
-  const raised = wanted.map((seconds, at) => (seconds > Number(found[at]) ? seconds : 0));
+  const raised = desired.map((seconds, at) => (seconds > Number(found[at]) ? seconds : 0));
   if (raised.some((seconds) => seconds > 0)) await run('ipvsadm', ['--set', ...raised.map(String)]);
 }
 

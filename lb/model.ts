@@ -29,19 +29,23 @@ export interface PortServer {
   port: number;
   /** The port the tasks listen on. */
   targetPort: number;
+  /** How many neighbours it stands for, itself among them: each is the same on the tasks. Absent: this one. */
+  count?: number;
   realServers: readonly RealServer[];
   policy?: PolicyRecord;
 }
 
 export type VirtualServer = VipServer | PortServer;
 
-/** Identity: at most one virtual server of a node has it. E.g. `vip-10.0.0.4`, `port-tcp-8080`. */
+/** Identity: at most one virtual server of a node has it. E.g. `vip-10.0.0.4`, `port-tcp-8080`, `port-udp-10000-20000`. */
 export function virtualServerId(server: VirtualServer): string {
-  return server.kind === 'vip' ? `vip-${server.address}` : `port-${server.protocol}-${server.port}`;
+  if (server.kind === 'vip') return `vip-${server.address}`;
+  const { protocol, port, count } = server;
+  return `port-${protocol}-${port}${count === undefined ? '' : `-${port + count - 1}`}`;
 }
 
 /** The real servers that take new connections. */
-export function takers({ realServers }: VirtualServer): readonly RealServer[] {
+export function activeServers({ realServers }: VirtualServer): readonly RealServer[] {
   return realServers.filter(({ weight }) => weight > 0);
 }
 
@@ -74,5 +78,5 @@ export interface Engine {
    */
   render(servers: readonly VirtualServer[], kept: ReadonlyMap<string, number>): EngineState;
   /** What of the policy it cannot do, and what it does instead; in words for the user. */
-  shortcomings(policy: PolicyRecord | undefined): string[];
+  unsupported(policy: PolicyRecord | undefined): string[];
 }

@@ -1,42 +1,47 @@
 // Owns the engine for kernels without IPVS: nftables alone balances, one look-up per new connection.
 // Must not run anything.
-import { Mapped } from '../delta/list.ts';
+import { MapCache } from '../delta/list.ts';
 import type { NftLayout, NftPart } from '../net/table.ts';
 import {
   aheadOfDocker,
   balanced,
-  knownElement,
+  detours,
+  elementsOf,
+  knownElements,
   knownSets,
-  portKey,
   refusal,
+  refuseDetour,
   refuseKnown,
   toNode,
+  toOtherNode,
   translation,
 } from './chains.ts';
 import { hostPortRules, hostPortSets } from './host-ports.ts';
 import type { Engine, VirtualServer } from './model.ts';
+import { secondChoiceChains, secondChoiceElements, secondChoiceSets } from './second-choice.ts';
 
-const dispatch = [
-  `${balanced} ip daddr vmap @vip_chains`,
-  `${toNode} ${balanced} meta l4proto . th dport vmap @port_chains`,
-  ...hostPortRules,
-];
+const byPort = `${balanced} meta l4proto . th dport vmap @port_chains`;
+const dispatch = [`${balanced} ip daddr vmap @vip_chains`, `${toNode} ${byPort}`, ...hostPortRules];
 
 const layout: NftLayout = {
   sets: {
     ...knownSets,
     ...hostPortSets,
+    ...secondChoiceSets,
     vip_chains: { kind: 'map', declaration: 'type ipv4_addr : verdict;' },
     port_chains: { kind: 'map', declaration: 'type inet_proto . inet_service : verdict;' },
   },
   chains: {
     balance_in: {
       hook: `type nat hook prerouting priority ${aheadOfDocker}; policy accept;`,
-      rules: dispatch,
+      rules: [...dispatch, `${toOtherNode} ${byPort}`],
     },
     balance_out: { hook: `type nat hook output priority ${aheadOfDocker}; policy accept;`, rules: dispatch },
     refuse_known: refuseKnown,
     refuse: refusal,
+    refuse_detour: refuseDetour,
+    detours,
+    ...secondChoiceChains,
   },
 };
 
@@ -51,7 +56,7 @@ export const nftEngine: Engine = {
       marks: new Map(),
     };
   },
-  shortcomings({ scheduler, affinity } = {}) {
+  unsupported({ scheduler, affinity } = {}) {
     return [
       ...(scheduler === 'lc' || scheduler === 'wlc'
         ? [
@@ -68,9 +73,11 @@ export const nftEngine: Engine = {
 };
 
 /** There is one node to a process, and its servers hardly change from one time to the next. */
-const parts = new Mapped((server: VirtualServer): NftPart => {
+const parts = new MapCache((server: VirtualServer): NftPart => {
   const { name, rules } = translation(server);
-  const [set, key] =
-    server.kind === 'vip' ? ['vip_chains', server.address] : ['port_chains', portKey(server)];
-  return { chains: [[name, rules]], elements: [knownElement(server), [set, key, `goto ${name}`]] };
+  const leading = elementsOf(server, { vip: 'vip_chains', port: 'port_chains' }, `goto ${name}`);
+  return {
+    chains: [[name, rules]],
+    elements: [...knownElements(server), ...leading, ...secondChoiceElements(server)],
+  };
 });

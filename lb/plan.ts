@@ -2,8 +2,9 @@
 // Must not know how an engine does it.
 import { isDeepStrictEqual } from 'node:util';
 import { difference, sameItems } from '../delta/list.ts';
-import type { EndpointRecord, NetworkRecord, ServiceRecord } from '../store/records.ts';
-import { isHealthy } from '../store/serving.ts';
+import { foldPorts, unfoldPorts, type Stored } from '../store/port-ranges.ts';
+import type { EndpointRecord, NetworkRecord, ServicePort, ServiceRecord } from '../store/records.ts';
+import { isHealthy, activeTasksOf } from '../store/serving.ts';
 import {
   virtualServerId,
   type PortServer,
@@ -11,31 +12,18 @@ import {
   type VipServer,
   type VirtualServer,
 } from './model.ts';
+import { begunOf, sharesOf, type Begun } from './slow-start.ts';
+
+type Task = ServiceRecord['tasks'][number];
 
 /** The virtual servers of one service. */
 export interface ServicePlan {
   vips: readonly { network: string; server: VipServer }[];
   ports: readonly PortServer[];
-  /** The network by which the ports are reached; absent when there is none of ours. */
-  entrance?: string;
   /** The endpoints behind the ports. */
   targets: readonly EndpointRecord[];
-}
-
-/**
- * @param node that balances
- * @param hidden ids of nodes that are lost: their tasks get no new connections, unless a service has no others
- * @returns one virtual server for each VIP and each published port of the services
- */
-export function planVirtualServers(
-  services: readonly ServiceRecord[],
-  networks: readonly NetworkRecord[],
-  endpoints: readonly EndpointRecord[],
-  node: string,
-  hidden: ReadonlySet<string> = new Set(),
-): VirtualServer[] {
-  const plans = new ServicePlanner(node).plan(services, networks, endpoints, hidden);
-  return plans.flatMap(({ vips, ports }) => [...vips.map(({ server }) => server), ...ports]);
+  /** Of a service that starts its tasks slowly: when they began, by the network of a VIP, or `ports`. */
+  begun?: ReadonlyMap<string, Begun>;
 }
 
 /**
@@ -48,7 +36,7 @@ export class ServicePlanner {
   #services: readonly ServiceRecord[] = [];
   #networks: readonly NetworkRecord[] = [];
   #endpoints: readonly EndpointRecord[] = [];
-  #hidden: ReadonlySet<string> = new Set();
+  #unreachable: ReadonlySet<string> = new Set();
   #known: ReadonlyMap<string, NetworkRecord> = new Map();
   #plans: readonly ServicePlan[] = [];
   readonly #planOf = new Map<ServiceRecord, ServicePlan>();
@@ -58,20 +46,36 @@ export class ServicePlanner {
   readonly #users = new Claims<ServiceRecord>();
   /** Services that want the virtual server, by its id. */
   readonly #owners = new Claims<ServiceRecord>();
+  /** Services whose shares grow, and when they next do. */
+  readonly #growing = new Map<ServiceRecord, number>();
+  #now = 0;
 
   constructor(node: string) {
     this.#node = node;
   }
 
-  /** As {@link planVirtualServers}; of two that claim the same, one is heard, and the same one at every node. */
+  /** When the plan is another one though no record changes, on the clock that {@link plan} is given; Infinity: never. */
+  get nextChangeAt(): number {
+    return Math.min(Infinity, ...this.#growing.values());
+  }
+
+  /**
+   * One virtual server for each VIP and each published port of the services; of two that claim the same, one is heard, and the
+   * same one at every node.
+   * @param unreachable ids of unreachable nodes: their tasks get no new connections, unless a service has no others
+   * @param now on a monotonic clock, in milliseconds
+   */
   plan(
     services: readonly ServiceRecord[],
     networks: readonly NetworkRecord[],
     endpoints: readonly EndpointRecord[],
-    hidden: ReadonlySet<string>,
+    unreachable: ReadonlySet<string>,
+    now: number,
   ): readonly ServicePlan[] {
+    this.#now = now;
     const stale = new Set<ServiceRecord>();
-    const all = networks !== this.#networks || !sameSet(hidden, this.#hidden);
+    for (const [service, at] of this.#growing) if (at <= now) stale.add(service);
+    const all = networks !== this.#networks || !sameSet(unreachable, this.#unreachable);
     if (all)
       this.#known = new Map(
         networks.filter(({ refused }) => refused === undefined).map((network) => [network.id, network]),
@@ -80,7 +84,12 @@ export class ServicePlanner {
     const before = new Map<string, ServicePlan>();
     this.#takeServices(services, stale, before);
     const changed = services !== this.#services || all || stale.size > 0;
-    [this.#services, this.#networks, this.#endpoints, this.#hidden] = [services, networks, endpoints, hidden];
+    [this.#services, this.#networks, this.#endpoints, this.#unreachable] = [
+      services,
+      networks,
+      endpoints,
+      unreachable,
+    ];
     if (!changed) return this.#plans;
     for (const service of all ? services : stale) {
       const old = this.#planOf.get(service) ?? before.get(service.id);
@@ -125,6 +134,7 @@ export class ServicePlanner {
       const plan = this.#planOf.get(service);
       if (plan !== undefined) before.set(service.id, plan);
       this.#planOf.delete(service);
+      this.#growing.delete(service);
     }
     for (const service of added) {
       touch(service, 'add');
@@ -137,70 +147,126 @@ export class ServicePlanner {
     const policy = service.policy === undefined ? {} : { policy: service.policy };
     const isOwn = (server: VirtualServer): boolean =>
       this.#owners.winner(virtualServerId(server)) === service;
+    const growing = this.#grow(service, old);
+    const vipsBefore = byId(old?.vips.map((vip) => vip.server));
+    const portsBefore = byId(old?.ports);
     const vips = Object.entries(service.vips)
       .filter(([network]) => this.#known.has(network))
       .map(([network, address]) => ({
         network,
-        server: { kind: 'vip', address, ...policy, ...this.#serversOn(service, network) } as const,
+        server: {
+          kind: 'vip' as const,
+          address,
+          ...policy,
+          ...this.#serversOf(service, (task) => this.#endpointOn(task, network), growing.of(network)),
+        },
       }))
       .filter(({ server }) => isOwn(server))
       .map(({ network, server: { targets: _, ...server } }) => ({
         network,
-        server: kept(
-          server,
-          old?.vips.map((vip) => vip.server),
-        ),
+        server: kept(server, vipsBefore),
       }));
-    const entrance = publishNetwork(service.networks.flatMap((id) => this.#known.get(id) ?? []))?.id;
-    if (entrance === undefined || service.ports.length === 0) return { vips, ports: [], targets: [] };
-    const { realServers, targets } = this.#serversOn(service, entrance);
-    const ports = service.ports
+    if (service.ports.length === 0 || !service.networks.some((id) => this.#known.has(id)))
+      return { vips, ports: [], targets: [], ...growing.end() };
+    const { realServers, targets } = this.#serversOf(
+      service,
+      (task) => this.#ingressEndpointOf(task),
+      growing.of('ports'),
+    );
+    const ports = rowsOf(service.ports.filter((port) => isOwn({ kind: 'port', ...port, realServers })))
       .map((port) => ({ kind: 'port', ...port, ...policy, realServers }) as const)
-      .filter(isOwn)
-      .map((server) => kept(server, old?.ports));
-    return { vips, ports, entrance, targets };
+      .map((server) => kept(server, portsBefore));
+    return { vips, ports, targets, ...growing.end() };
   }
 
-  #serversOn(
+  /** How much each task's weight counts, for one planning of a service. */
+  #grow(
     service: ServiceRecord,
-    network: string,
-  ): { realServers: RealServer[]; targets: EndpointRecord[] } {
-    const candidates = service.tasks.flatMap((task) => {
-      const { addresses, weight = 1 } = task;
-      const address = addresses[network];
-      const target = this.#present.winner(place(network, address ?? ''));
-      // A task Swarm still believes in, but whose endpoint is gone, answers no more.
-      if (address === undefined || target === undefined || task.drained === true) return [];
-      const [lost, local] = [this.#hidden.has(target.node), target.node === this.#node];
-      const healthy = isHealthy(service, task, target);
-      return [{ address, healthy, draining: task.draining, weight, target, lost, local }];
-    });
-    // While those that run are not healthy yet, the ones they replace are better than nobody: Docker leaves them alone for
-    // two seconds more.
-    const early = !candidates.some(({ healthy, draining }) => healthy && !draining);
-    const stopgap = early && candidates.some(({ draining }) => !draining);
-    const servers = candidates.map(({ healthy, draining, ...rest }) => ({
-      ...rest,
-      serves: healthy && (!draining || stopgap),
-    }));
-    // When all that could serve seem lost, it may be this node that is: asking them is better than refusing.
-    const trusting = !servers.some(({ serves, lost }) => serves && !lost);
-    const { locality = 'any' } = service.policy ?? {};
-    const near =
-      locality === 'local' ||
-      (locality === 'prefer-local' && servers.some(({ local, serves }) => local && serves));
+    old: ServicePlan | undefined,
+  ): { of: (view: string) => Grow; end: () => Pick<ServicePlan, 'begun'> } {
+    const seconds = service.policy?.slowStart;
+    this.#growing.delete(service);
+    if (seconds === undefined) return { of: () => () => new Map(), end: () => ({}) };
+    const begun = new Map<string, Begun>();
+    let next = Infinity;
     return {
-      // Not at weight 0, at which IPVS would keep what was begun and not answered with the lost one. Its established
-      // connections cannot go on there; with nft they wait in conntrack, and do when it comes back.
-      realServers: servers
-        .filter(({ lost }) => !lost || trusting)
-        .map(({ address, serves, weight, local }) => ({
-          address,
-          weight: !serves || (near && !local) ? 0 : weight,
-        })),
-      targets: servers.map(({ target }) => target),
+      of: (view) => (active) => {
+        const since = begunOf(active, old?.begun?.get(view), this.#now);
+        begun.set(view, since);
+        const { factors, nextChangeAt } = sharesOf(since, 1000 * seconds, this.#now);
+        next = Math.min(next, nextChangeAt);
+        return factors;
+      },
+      end: () => {
+        if (next < Infinity) this.#growing.set(service, next);
+        return { begun };
+      },
     };
   }
+
+  #endpointOn({ addresses }: Task, network: string): EndpointRecord | undefined {
+    return this.#present.winner(place(network, addresses[network] ?? ''));
+  }
+
+  /**
+   * The endpoint by which clients from outside reach a task: one of those that it has, not of those that its service is to
+   * have by now. Of several, the one whose gateway Docker makes the sandbox's default, which it is for answers without an
+   * address of their own (libnetwork's order of endpoints: internal networks last, then by name).
+   */
+  #ingressEndpointOf(task: Task): EndpointRecord | undefined {
+    const networks = Object.keys(task.addresses).flatMap((id) => this.#known.get(id) ?? []);
+    const rank = ({ internal, name = '', id }: NetworkRecord): string => `${internal ? 1 : 0} ${name} ${id}`;
+    return networks
+      .sort((a, b) => (rank(a) < rank(b) ? -1 : 1))
+      .map(({ id }) => this.#endpointOn(task, id))
+      .find((endpoint) => endpoint !== undefined);
+  }
+
+  /**
+   * @param endpointOf by which a task is reached
+   * @param grow tells what to multiply the weights of these endpoints with
+   */
+  #serversOf(
+    service: ServiceRecord,
+    endpointOf: (task: Task) => EndpointRecord | undefined,
+    grow: Grow,
+  ): { realServers: RealServer[]; targets: EndpointRecord[] } {
+    const candidates = service.tasks.flatMap((task) => {
+      const { weight = 1 } = task;
+      const target = endpointOf(task);
+      // A task Swarm still believes in, but whose endpoint is gone, answers no more.
+      if (target === undefined || task.drained === true) return [];
+      const healthy = isHealthy(service, task, target);
+      const [unreachable, local] = [this.#unreachable.has(target.node), target.node === this.#node];
+      return [{ healthy, draining: task.draining, unreachable, weight, target, local }];
+    });
+    const active = new Set(activeTasksOf(candidates));
+    const factors = grow([...active].map(({ target }) => keyOf(target)));
+    const isAsked = [...active].some(({ unreachable }) => !unreachable);
+    const { locality = 'any' } = service.policy ?? {};
+    const near =
+      locality === 'local' || (locality === 'prefer-local' && [...active].some(({ local }) => local));
+    return {
+      // Not at weight 0, at which IPVS would keep what was begun and not answered with one that cannot be reached. Its
+      // established connections cannot go on there; with nft they wait in conntrack, and do when it comes back.
+      realServers: candidates
+        .filter(({ unreachable }) => !unreachable || !isAsked)
+        .map((one) => ({
+          address: one.target.address,
+          weight:
+            !active.has(one) || (near && !one.local) ? 0 : one.weight * (factors.get(keyOf(one.target)) ?? 1),
+        })),
+      targets: candidates.map(({ target }) => target),
+    };
+  }
+}
+
+/** @param active keys ({@link keyOf}) of the endpoints that take connections */
+type Grow = (active: readonly string[]) => ReadonlyMap<string, number>;
+
+/** Another sandbox is another task. */
+function keyOf({ id, sandbox = '' }: EndpointRecord): string {
+  return `${id} ${sandbox}`;
 }
 
 /** Who claims what, by key. The claim of the greatest id counts. */
@@ -249,15 +315,27 @@ function claimed({ vips, ports }: ServiceRecord): Set<string> {
   ]);
 }
 
-/** The server as it was, if it is as it was. */
-function kept<T extends VirtualServer>(server: T, before: readonly T[] = []): T {
-  return before.find((old) => isSame(old, server)) ?? server;
+/** Long rows of ports that are the same on the tasks as one: no engine needs to translate them. */
+function rowsOf(ports: readonly ServicePort[]): Stored<ServicePort>[] {
+  return foldPorts(ports).flatMap((row) =>
+    row.count === undefined || row.port === row.targetPort ? [row] : unfoldPorts([row]),
+  );
 }
 
+/** The server as it was, if it is as it was. */
+function kept<T extends VirtualServer>(server: T, before: ReadonlyMap<string, T>): T {
+  const old = before.get(virtualServerId(server));
+  return old !== undefined && isSame(old, server) ? old : server;
+}
+
+function byId<T extends VirtualServer>(servers: readonly T[] = []): ReadonlyMap<string, T> {
+  return new Map(servers.map((server) => [virtualServerId(server), server]));
+}
+
+/** @param other of the same id */
 function isSame(one: VirtualServer, other: VirtualServer): boolean {
   const port = ({ targetPort }: PortServer): number => targetPort;
   return (
-    virtualServerId(one) === virtualServerId(other) &&
     (one.kind === 'vip' || other.kind === 'vip' || port(one) === port(other)) &&
     (one.policy === other.policy || isDeepStrictEqual(one.policy, other.policy)) &&
     one.realServers.length === other.realServers.length &&
@@ -270,14 +348,4 @@ function isSame(one: VirtualServer, other: VirtualServer): boolean {
 
 function sameSet<T>(one: ReadonlySet<T>, other: ReadonlySet<T>): boolean {
   return one.size === other.size && [...one].every((item) => other.has(item));
-}
-
-/**
- * The network through which clients from outside reach the tasks of a service that is on several: the one whose
- * gateway Docker makes the sandbox's default, because the replies leave by it (libnetwork's order of endpoints:
- * internal networks last, then by name).
- */
-function publishNetwork(networks: readonly NetworkRecord[]): NetworkRecord | undefined {
-  const rank = ({ internal, name = '', id }: NetworkRecord): string => `${internal ? 1 : 0} ${name} ${id}`;
-  return [...networks].sort((a, b) => (rank(a) < rank(b) ? -1 : 1))[0];
 }

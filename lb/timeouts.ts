@@ -18,11 +18,11 @@ export interface TimedService {
  * where the packet leaves to, behind all balancing.
  */
 export const timeoutLayout: NftLayout = {
-  sets: { timed: { kind: 'map', declaration: 'type ipv4_addr : verdict;' } },
+  sets: { timeout_by_address: { kind: 'map', declaration: 'type ipv4_addr : verdict;' } },
   chains: {
-    remember: {
+    ct_timeout: {
       hook: 'type filter hook postrouting priority mangle; policy accept;',
-      rules: ['ct state new ip daddr vmap @timed'],
+      rules: ['ct state new ip daddr vmap @timeout_by_address'],
     },
   },
 };
@@ -37,14 +37,14 @@ export function renderTimeouts(
     const policies = policiesOf(service.timeout);
     const rules = policies.map(({ protocol, name }) => `meta l4proto ${protocol} ct timeout set "${name}"`);
     for (const { name, declaration } of policies) timeouts.set(name, declaration);
-    const chain = contentName('remember', rules);
+    const chain = contentName('ct_timeout', rules);
     const those = addresses.get(chain) ?? { rules, addresses: new Set() };
     addresses.set(chain, those);
     for (const address of service.addresses) those.addresses.add(address);
   }
   const parts = [...addresses].map(([chain, { rules, addresses: those }]): NftPart => ({
     chains: [[chain, rules]],
-    elements: [...those].map((address) => ['timed', address, `goto ${chain}`]),
+    elements: [...those].map((address) => ['timeout_by_address', address, `goto ${chain}`]),
   }));
   return { timeouts, parts };
 }

@@ -4,7 +4,7 @@ import type { Underlay } from './host.ts';
 import { deleteLink } from './links.ts';
 import { fabricLink, fabricMac } from './names.ts';
 import { CommandError, type Runner } from './run.ts';
-import type { Sysctl } from './sysctl.ts';
+import { keepSettings, withoutIPv6, type Setting, type Sysctl } from './sysctl.ts';
 
 export interface FabricSettings {
   /** UDP port of the encapsulation. */
@@ -15,6 +15,17 @@ export interface FabricSettings {
 
 /** Bytes that VXLAN over IPv4 adds to a packet: outer IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14. */
 export const fabricOverhead = 50;
+
+/** The settings of the device, which udev and administrators set anew at any time. */
+export const fabricDeviceSettings: readonly Setting[] = [
+  // Clients of other nodes come out of it with the addresses they have in the world, which route elsewhere. The kernel takes
+  // the larger of this value and that of `all`, so it may look all the same: then by the mark that net/rules.ts gives.
+  [`ipv4/conf/${fabricLink}/rp_filter`, '0'],
+  [`ipv4/conf/${fabricLink}/src_valid_mark`, '1'],
+  // Answers to connections that the node made to 127.0.0.1:PORT come back by it.
+  [`ipv4/conf/${fabricLink}/route_localnet`, '1'],
+  [`ipv4/conf/${fabricLink}/forwarding`, '1'],
+];
 
 /** The port or VNI of the fabric is somebody else's. */
 export class FabricTaken extends Error {
@@ -63,15 +74,13 @@ export async function ensureFabric(
   const batch = [
     `link add ${fabricLink} address ${address} mtu ${mtu} type vxlan id ${settings.vni} dstport ${settings.port} local ${underlay.address} nolearning`,
     `link set ${fabricLink} addrgenmode none`,
-    // The UDP socket is bound when the device goes up: that is where a taken port shows.
-    `link set ${fabricLink} up`,
   ];
   try {
     await run('ip', ['-batch', '-'], { input: batch.join('\n') + '\n' });
-    // Clients of other nodes come out of it with the addresses they have in the world, which route elsewhere.
-    await sysctl.write(`ipv4/conf/${fabricLink}/rp_filter`, '0');
-    // Answers to connections that the node made to 127.0.0.1:PORT come back by it.
-    await sysctl.write(`ipv4/conf/${fabricLink}/route_localnet`, '1');
+    await withoutIPv6(sysctl, fabricLink);
+    // The UDP socket is bound when the device goes up: that is where a taken port shows.
+    await run('ip', ['link', 'set', fabricLink, 'up']);
+    await keepSettings(sysctl, fabricDeviceSettings);
   } catch (error) {
     await deleteLink(run, fabricLink);
     if (error instanceof CommandError && error.stderr.includes('Address already in use')) {

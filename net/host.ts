@@ -1,6 +1,6 @@
 // Owns what is read of the host itself: its addresses and routes, so that pools do not collide with them, and the
 // node's own address and MTU. Must not change anything.
-import { fabricLink, linkPrefix, routeProtocol } from './names.ts';
+import { linkPrefix, routeProtocol } from './names.ts';
 import type { Runner } from './run.ts';
 
 /** An address range that the host uses for something, and for what, in words for an error message. */
@@ -21,6 +21,8 @@ interface IpRoute {
   gateway?: string;
   prefsrc?: string;
   protocol?: string;
+  /** Of a route with several ways. */
+  nexthops?: { gateway?: string; dev?: string }[];
 }
 
 async function readAddresses(run: Runner): Promise<IpAddress[]> {
@@ -52,6 +54,11 @@ export async function observeInUse(run: Runner): Promise<InUse[]> {
   return [...addresses, ...ranges];
 }
 
+/** The IPv4 addresses of the host's links, loopback among them. */
+export async function observeAddresses(run: Runner): Promise<string[]> {
+  return (await readAddresses(run)).flatMap(({ addr_info }) => addr_info.map(({ local }) => local));
+}
+
 /** The address and MTU by which this node speaks to others. */
 export interface Underlay {
   address: string;
@@ -67,7 +74,7 @@ export interface Underlay {
 export async function observeUnderlay(run: Runner, wanted: string): Promise<Underlay | undefined> {
   const [links, routes] = await Promise.all([readAddresses(run), readRoutes(run)]);
   const candidates = links
-    .filter(({ ifname }) => ifname !== fabricLink)
+    .filter(({ ifname }) => !ifname.startsWith(linkPrefix))
     .flatMap(({ ifname, mtu, addr_info }) =>
       addr_info
         .filter(({ scope }) => scope === 'global')
@@ -77,4 +84,19 @@ export async function observeUnderlay(run: Runner, wanted: string): Promise<Unde
   const way = routes.find(({ dst }) => dst === 'default');
   const onWay = candidates.filter(({ device }) => device === way?.dev);
   return onWay.find(({ address }) => address === way?.prefsrc) ?? onWay[0] ?? candidates[0];
+}
+
+/** The devices of table main's default route. */
+export async function observeDefaultDevices(run: Runner): Promise<string[]> {
+  const ways = (await readRoutes(run)).filter(({ dst }) => dst === 'default');
+  return ways.flatMap((route) => [route, ...(route.nexthops ?? [])]).flatMap(({ dev }) => dev ?? []);
+}
+
+/** The devices by which this host reaches other networks, that of the underlay among them. */
+export async function observeUplinks(run: Runner, underlay: string): Promise<string[]> {
+  const ways = (await readRoutes(run)).flatMap((route) => [route, ...(route.nexthops ?? [])]);
+  const devices = ways.flatMap(({ gateway, dev = '' }) =>
+    gateway === undefined || dev === '' || dev.startsWith(linkPrefix) ? [] : dev,
+  );
+  return [...new Set([underlay, ...devices])].sort();
 }

@@ -29,14 +29,50 @@ export const markCount = 0x01000000 - 1;
  */
 export const returnMarkBase = 0x0d000000;
 
+/** Packet mark of what has come out of this node's fabric device, until it has left the output hook: "fabric". */
+export const fabricMark = 0x0e000000;
+
+/**
+ * Set beside a return mark in packets that come out of the fabric: by it alone the kernel looks whether their source may
+ * come from there (rp_filter), and none is sent back for it.
+ */
+export const sourceMark = 0x02000000;
+
+/**
+ * Packet marks that name a routing table of the host, by which the replies of one of its addresses leave: the upper 8 bits say
+ * "leave by table", the lower 24 its number.
+ */
+export const sourceTableBase = 0x0b000000;
+
 /** Routing tables that lead back to one node: this plus its number. Tables up to 2^32 can be named. */
 export const returnTableBase = 0x0d000000;
 
 /** Highest number a node can have: marks and tables have 24 bits for it. */
 export const maxNodeNumber = 0x00ffffff;
 
-/** Priorities of Causeway's policy rules: before those of table main (32766). */
-export const rulePriority = { skip: 19700, back: 19701, end: 19799 } as const;
+/**
+ * Priorities of Causeway's policy rules: before those of table main (32766). A rule that somebody adds without one gets the
+ * priority just before the first one there is: those of others shall not get in between ours, or be skipped with them.
+ */
+export const rulePriority = {
+  subnets: 18680,
+  tables: 18681,
+  tablesLocal: 18682,
+  tablesMain: 18683,
+  table: 18684,
+  tablesEnd: 18689,
+  fabric: 19690,
+  skip: 19700,
+  source: 19701,
+  back: 19702,
+  end: 19799,
+} as const;
+
+/**
+ * The same in a sandbox: by which link answers leave; and where nothing else may, what table main has within reach, datagrams
+ * from no address, and that there is no way.
+ */
+export const sandboxPriority = { wayOut: 19700, only: 19701, unaddressed: 19702, nothing: 19703 } as const;
 
 /**
  * The MAC address of a node's fabric device: locally administered, 'c' for Causeway, then the node's IPv4 address. So it
@@ -62,4 +98,9 @@ export function vethName(endpointId: string): string {
 /** The sandbox's end, as it is called until Docker moves it into the sandbox and renames it. */
 export function peerName(endpointId: string): string {
   return `cwp${endpointId.slice(0, idDigits)}`;
+}
+
+/** A mark as nft and iproute2 print it: `0x0c000001`. */
+export function hex(mark: number): string {
+  return `0x${mark.toString(16).padStart(8, '0')}`;
 }

@@ -3,6 +3,7 @@
 import { difference } from '../delta/list.ts';
 import { fabricLink, returnTableBase, routeProtocol } from './names.ts';
 import { CommandError, type Runner } from './run.ts';
+import { safe, sortOut, words, type RefusedLine } from './safe.ts';
 
 /**
  * One route. `local` routes live in table local on lo, `return` routes in a table of their own, the others in table
@@ -102,7 +103,7 @@ export function planRoutes(actual: readonly Route[], desired: readonly Route[]):
 /** How many routes of a list have a slot. */
 type Counts = Map<string, number>;
 
-/** What is desired is the actual of the next time: of that list they are at hand. */
+/** The desired list becomes `actual` on the next call, so its counts are cached. */
 let held: { list: readonly Route[]; counts: Counts } | undefined;
 
 function hold(list: readonly Route[], counts: Counts): void {
@@ -155,10 +156,37 @@ const gone = /^Command failed|No such process|Cannot find device|No such device/
 
 /**
  * Runs lines of `ip -batch` in one process, all of them even when one fails; no process for no lines.
+ * @returns those that failed, but for those of a link or route that is not there any more
+ * @throws {CommandError} when it cannot be told which, or the kernel lets none of them be
+ */
+export async function tryIpBatch(run: Runner, lines: readonly string[]): Promise<RefusedLine[]> {
+  const { sound, refused } = sortOut('ip', lines);
+  if (sound.length === 0) return refused;
+  try {
+    await run('ip', ['-4', '-force', '-batch', '-'], { input: sound.join('\n') + '\n' });
+  } catch (error) {
+    if (!(error instanceof CommandError)) throw error;
+    let why = '';
+    for (const text of error.stderr.split('\n').filter((text) => text !== '')) {
+      const line = sound[Number(/^Command failed -:(\d+)/.exec(text)?.[1]) - 1];
+      if (text.includes('Operation not permitted')) throw error;
+      if (line !== undefined && why !== '') refused.push({ line, why });
+      // The reason comes before the line's number.
+      if (line !== undefined || gone.test(text)) why = '';
+      else why = text;
+    }
+    if (why !== '') throw error;
+  }
+  return refused;
+}
+
+/**
+ * As {@link tryIpBatch}, where none may fail.
  * @throws {CommandError} for every failure but that a link or route is not there any more
  */
 export async function runIpBatch(run: Runner, lines: readonly string[]): Promise<void> {
   if (lines.length === 0) return;
+  for (const line of lines) safe('ip', line, words);
   try {
     await run('ip', ['-4', '-force', '-batch', '-'], { input: lines.join('\n') + '\n' });
   } catch (error) {

@@ -1,10 +1,11 @@
-// Owns the start of processes: the one place of the plugin that runs a command, always by absolute path and
-// without a shell. Must not know what the commands mean.
+// Owns running commands: the one place of the plugin that starts a process, always by absolute path and without a shell; what
+// this process does by itself instead is net/iproute.ts's and net/nft-elements.ts's. Must not know what the commands mean.
 import { randomUUID } from 'node:crypto';
 import { rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { execa } from 'execa';
+import type { InProcess, Outcome } from './iproute.ts';
 
 /** The programs the plugin uses, by the path they have in Debian and so in the plugin's root file system. */
 const paths = {
@@ -15,8 +16,6 @@ const paths = {
   conntrack: '/usr/sbin/conntrack',
   'iptables-nft': '/usr/sbin/iptables-nft',
   'iptables-legacy': '/usr/sbin/iptables-legacy',
-  cat: '/usr/bin/cat',
-  tee: '/usr/bin/tee',
 } as const;
 
 const nsenter = '/usr/bin/nsenter';
@@ -56,6 +55,8 @@ export interface RunOptions {
 export interface RunnerOptions {
   /** Called once per command with its outcome, for the debug log. */
   onCommand?: (command: string, milliseconds: number, input: string | undefined) => void;
+  /** Asked first; what it does needs no process. Only where commands run in this process's own namespaces. */
+  inProcess?: readonly InProcess[];
   /** Where the tools live when that is not `/`, as in the lab. Their libraries are looked up there too. */
   root?: string;
   /** Words put before the command, such as `nsenter --net=…` in the kernel tests. */
@@ -70,14 +71,28 @@ const timeoutMilliseconds = 20_000;
  * @returns a runner that resolves with the standard output of the command
  * @throws {CommandError} from the runner when a command fails, cannot be started, or takes longer than 20 s
  */
-export function createRunner({ onCommand, root = '', prefix = [] }: RunnerOptions = {}): Runner {
+export function createRunner({
+  onCommand,
+  inProcess = [],
+  root = '',
+  prefix = [],
+}: RunnerOptions = {}): Runner {
   // For the words of `prefix`: the tools have absolute paths.
   const path = process.env['PATH'] ?? '';
   const libraries = root === '' ? {} : libraryEnvironment(root);
   return async (tool, args, { input, opensInput = false, sandbox, silent = false } = {}) => {
+    const began = performance.now();
+    const entering = sandbox === undefined ? [] : [root + nsenter, `--net=${sandbox}`, '--'];
+    let own: Outcome | undefined;
+    for (const act of inProcess) own ??= act(tool, args, input, sandbox);
+    if (own !== undefined) {
+      const command = [...entering, tool, ...args].join(' ');
+      onCommand?.(command, performance.now() - began, input);
+      if (own.exitCode !== 0) throw new CommandError(command, own.exitCode, own.stderr);
+      return own.stdout;
+    }
     await using scratch = opensInput ? await writeScratch(input ?? '') : undefined;
     const words = args.map((arg) => (scratch && arg === '-' ? scratch.path : arg));
-    const entering = sandbox === undefined ? [] : [root + nsenter, `--net=${sandbox}`, '--'];
     const [file, ...rest] = [...prefix, ...entering, root + paths[tool], ...words] as [string, ...string[]];
     const started = performance.now();
     const result = await execa(file, rest, {

@@ -1,15 +1,18 @@
-// Owns the model of Causeway's one nft table: how a wanted table is compared with the one in the kernel and how the
+// Owns the model of Causeway's one nft table: how a desired table is compared with the one in the kernel and how the
 // difference becomes one atomic transaction. Must not know what the rules are for.
 import { createHash } from 'node:crypto';
 import { difference } from '../delta/list.ts';
 import { table } from './names.ts';
 import { CommandError, type Runner } from './run.ts';
+import { aRule, safe, words } from './safe.ts';
 
 /** A named set or map, without its elements. */
 export interface NftSet {
   kind: 'set' | 'map';
   /** As nft takes it, e.g. `type ipv4_addr . ipv4_addr; flags interval;`. */
   declaration: string;
+  /** Its elements come and go by rules, and are no content of the table. */
+  filledByRules?: true;
 }
 
 export interface NftBaseChain {
@@ -86,7 +89,7 @@ function layoutName(layout: NftLayout): string {
 }
 const layoutNames = new WeakMap<NftLayout, string>();
 
-/** What the kernel will read back once the table is as wanted. */
+/** What the kernel will read back once the table is as desired. */
 export function expectedTable({ layout, content }: NftTable): ObservedTable {
   return {
     elements: allElements(layout, content),
@@ -99,30 +102,33 @@ export function expectedTable({ layout, content }: NftTable): ObservedTable {
   };
 }
 
+/** The sets whose elements are content. */
+function declaredSets({ sets }: NftLayout): string[] {
+  return Object.entries(sets).flatMap(([name, { filledByRules }]) => (filledByRules === true ? [] : [name]));
+}
+
 /** Every set of the layout with all that is in it. */
 function allElements(layout: NftLayout, { elements, parts }: NftContent): Map<string, NftElements> {
-  const all = new Map(
-    Object.keys(layout.sets).map((name) => [name, new Map(elements.get(name) ?? [])] as const),
-  );
+  const all = new Map(declaredSets(layout).map((name) => [name, new Map(elements.get(name) ?? [])] as const));
   for (const part of parts) for (const [set, key, value] of part.elements) all.get(set)?.set(key, value);
   return all;
 }
 
 /**
- * The smallest transaction for `nft -f -` that makes the table as wanted; '' when it is so already.
+ * The smallest transaction for `nft -f -` that makes the table as desired; '' when it is so already.
  * A table of another layout, or with a chain somebody edited, is replaced as a whole, in one transaction too: no
  * packet ever sees half of it, and connections that are established keep their translation in conntrack.
  * @param actual what the kernel has: read from it, or written to it before; undefined when there is no table
- * @param wanted undefined when there should be none
+ * @param desired undefined when there should be none
  */
 export function planTable(
   actual: ObservedTable | NftTable | undefined,
-  wanted: NftTable | undefined,
+  desired: NftTable | undefined,
 ): string {
-  if (wanted === undefined) return actual === undefined ? '' : `delete table inet ${table}\n`;
-  if (actual === undefined) return renderTable(wanted);
-  const steps = 'layout' in actual ? stepsFrom(actual, wanted) : stepsFromRead(actual, wanted);
-  return steps === undefined ? `delete table inet ${table}\n${renderTable(wanted)}` : renderSteps(steps);
+  if (desired === undefined) return actual === undefined ? '' : `delete table inet ${table}\n`;
+  if (actual === undefined) return renderTable(desired);
+  const steps = 'layout' in actual ? stepsFrom(actual, desired) : stepsFromRead(actual, desired);
+  return steps === undefined ? `delete table inet ${table}\n${renderTable(desired)}` : renderSteps(steps);
 }
 
 /** What leads from one table to another of the same layout. */
@@ -136,17 +142,17 @@ interface Steps {
 type Pair = readonly [key: string, value: string];
 
 /** @returns undefined when the table has to be replaced */
-function stepsFromRead(actual: ObservedTable, wanted: NftTable): Steps | undefined {
-  const expected = expectedTable(wanted);
+function stepsFromRead(actual: ObservedTable, desired: NftTable): Steps | undefined {
+  const expected = expectedTable(desired);
   const intact =
-    actual.chains.has(layoutName(wanted.layout)) &&
+    actual.chains.has(layoutName(desired.layout)) &&
     [...expected.elements.keys()].every((name) => actual.elements.has(name)) &&
     [...expected.chains].every(([name, rules]) => (actual.chains.get(name) ?? rules) === rules) &&
-    Object.keys(wanted.layout.chains).every((name) => actual.chains.has(name));
+    Object.keys(desired.layout.chains).every((name) => actual.chains.has(name));
   if (!intact) return undefined;
   return {
-    ...compareTimeouts(actual.timeouts, wanted.content.timeouts),
-    newChains: chainsOf(wanted.content.parts).filter(([name]) => !actual.chains.has(name)),
+    ...compareTimeouts(actual.timeouts, desired.content.timeouts),
+    newChains: chainsOf(desired.content.parts).filter(([name]) => !actual.chains.has(name)),
     sets: [...expected.elements].map(([name, elements]) =>
       compareSet(name, actual.elements.get(name), elements),
     ),
@@ -155,9 +161,9 @@ function stepsFromRead(actual: ObservedTable, wanted: NftTable): Steps | undefin
 }
 
 /** As {@link stepsFromRead}, of what we wrote ourselves: what is the same object needs no look. */
-function stepsFrom(actual: NftTable, wanted: NftTable): Steps | undefined {
-  if (layoutName(actual.layout) !== layoutName(wanted.layout)) return undefined;
-  const { removed, added } = difference(actual.content.parts, wanted.content.parts);
+function stepsFrom(actual: NftTable, desired: NftTable): Steps | undefined {
+  if (layoutName(actual.layout) !== layoutName(desired.layout)) return undefined;
+  const { removed, added } = difference(actual.content.parts, desired.content.parts);
   const [before, after] = [removed, added].map((parts) => ({
     chains: new Map(chainsOf(parts)),
     elements: Map.groupBy(
@@ -166,12 +172,12 @@ function stepsFrom(actual: NftTable, wanted: NftTable): Steps | undefined {
     ),
   })) as [Changed, Changed];
   return {
-    ...compareTimeouts(actual.content.timeouts ?? none, wanted.content.timeouts),
+    ...compareTimeouts(actual.content.timeouts ?? none, desired.content.timeouts),
     newChains: [...after.chains].filter(([name]) => !before.chains.has(name)),
-    sets: Object.keys(wanted.layout.sets).map((name) =>
+    sets: Object.keys(desired.layout.sets).map((name) =>
       before.elements.has(name) || after.elements.has(name)
         ? compareSet(name, pairs(before.elements.get(name)), pairs(after.elements.get(name)))
-        : compareSet(name, actual.content.elements.get(name), wanted.content.elements.get(name)),
+        : compareSet(name, actual.content.elements.get(name), desired.content.elements.get(name)),
     ),
     oldChains: [...before.chains.keys()].filter((name) => !after.chains.has(name)),
   };
@@ -181,11 +187,11 @@ const none: ReadonlyMap<string, string> = new Map();
 
 function compareTimeouts(
   present: { has: (name: string) => boolean; keys: () => Iterable<string> },
-  wanted: ReadonlyMap<string, string> = none,
+  desired: ReadonlyMap<string, string> = none,
 ): Pick<Steps, 'newTimeouts' | 'oldTimeouts'> {
   return {
-    newTimeouts: [...wanted].filter(([name]) => !present.has(name)),
-    oldTimeouts: [...present.keys()].filter((name) => !wanted.has(name)),
+    newTimeouts: [...desired].filter(([name]) => !present.has(name)),
+    oldTimeouts: [...present.keys()].filter((name) => !desired.has(name)),
   };
 }
 
@@ -205,13 +211,13 @@ function pairs(elements: readonly NftPart['elements'][number][] = []): NftElemen
 function compareSet(
   name: string,
   present: NftElements = new Map(),
-  wanted: NftElements = new Map(),
+  desired: NftElements = new Map(),
 ): Steps['sets'][number] {
-  if (present === wanted) return { name, stale: [], missing: [] };
+  if (present === desired) return { name, stale: [], missing: [] };
   return {
     name,
-    stale: [...present].filter(([key, value]) => wanted.get(key) !== value),
-    missing: [...wanted].filter(([key, value]) => present.get(key) !== value),
+    stale: [...present].filter(([key, value]) => desired.get(key) !== value),
+    missing: [...desired].filter(([key, value]) => present.get(key) !== value),
   };
 }
 
@@ -272,12 +278,14 @@ function renderTimeout([name, declaration]: Pair): string {
 function renderContentChain(name: string, rules: readonly string[]): string[] {
   return [
     `add chain inet ${table} ${name}`,
-    ...rules.map((rule) => `add rule inet ${table} ${name} ${rule}`),
+    ...rules.map((rule) => `add rule inet ${table} ${name} ${safe('nft', rule, aRule)}`),
   ];
 }
 
 function renderElements(verb: 'add' | 'delete', set: string, elements: readonly Pair[]): string {
-  const list = elements.map(([key, value]) => (value === '' ? key : `${key} : ${value}`)).join(', ');
+  const list = elements
+    .map(([key, value]) => safe('nft', value === '' ? key : `${key} : ${value}`, words))
+    .join(', ');
   return `${verb} element inet ${table} ${set} { ${list} }`;
 }
 
@@ -328,13 +336,15 @@ export function parseTable(text: string): ObservedTable {
 
 function formatKey(key: unknown): string {
   if (typeof key === 'string' || typeof key === 'number') return String(key);
-  const { concat, prefix, elem } = key as {
+  const { concat, prefix, range, elem } = key as {
     concat?: unknown[];
     prefix?: { addr: string; len: number };
+    range?: [unknown, unknown];
     elem?: { val: unknown };
   };
   if (concat !== undefined) return concat.map(formatKey).join(' . ');
   if (prefix !== undefined) return `${prefix.addr}/${prefix.len}`;
+  if (range !== undefined) return range.map(formatKey).join('-');
   // An element with a comment, counter or timeout is wrapped; ours have none, somebody else's addition may.
   return elem === undefined ? JSON.stringify(key) : formatKey(elem.val);
 }

@@ -14,7 +14,7 @@ import { createHash, createHmac, timingSafeEqual, type KeyObject } from 'node:cr
  * |  8 |    16 | the sender, see {@link digestOf}                                       |
  * | 24 |     8 | stamp: the sender's clock in µs, from a random start                   |
  * | 32 |     8 | echo: the last stamp the sender had from the recipient, 0 for none     |
- * | 40 |     8 | the revision of the sender's offer, see {@link revisionDigestOf}       |
+ * | 40 |     8 | the revision of the sender's pending writes, see {@link revisionDigestOf}       |
  * | 48 |    16 | HMAC-SHA256 of the above and the recipient's digest, its first half    |
  */
 export interface Datagram {
@@ -37,10 +37,10 @@ export function digestOf(id: string): string {
   return hash(id, 16);
 }
 
-/** The digest of having no offer. */
+/** The digest of no pending writes. */
 export const noRevision = '0'.repeat(16);
 
-/** @returns what stands for the revision of an offer in datagrams: 8 bytes in hexadecimal */
+/** @returns what stands for the revision of pending writes in datagrams: 8 bytes in hexadecimal */
 export function revisionDigestOf(revision: string): string {
   return revision === '' ? noRevision : hash(revision, 8);
 }

@@ -18,11 +18,11 @@ export const trialConnects = 3;
 export const trialSpacingMs = 100;
 
 /** Who is lost is asked again after the first of these, then ever more slowly up to the second. */
-export const lostPauseMs = 200;
-export const lostPauseMaxMs = 1_000;
+export const unreachablePauseMs = 200;
+export const unreachablePauseMaxMs = 1_000;
 
-/** Who is lost and gives a sign of life counts as dead for no longer than this while what it offers cannot be had. */
-export const newsMs = 2_000;
+/** How long a peer that returns stays unreachable while its pending writes cannot be fetched. */
+export const pendingTimeoutMs = 2_000;
 
 /** The longest interval a peer may ask for. */
 export const maxIntervalMs = 10_000;

@@ -1,14 +1,21 @@
 // Owns watching other nodes directly: the sockets, the clock, and who is watched.
-// Must not judge (verdict.ts), nor know what a node or an offer is to the rest.
+// Must not judge (failure-detector.ts), nor know what a node or its pending writes are to the rest.
 import { randomBytes, type KeyObject } from 'node:crypto';
 import { createSocket, type RemoteInfo, type Socket as UdpSocket } from 'node:dgram';
 import { once } from 'node:events';
 import { createServer, isIPv6, type Server, type Socket } from 'node:net';
 import { decode, digestOf, encode, noRevision, revisionDigestOf, type Datagram } from './datagram.ts';
-import { fetchOffer, serveOffer, type Offer } from './offer.ts';
-import { agreedInterval, intervalFor, newsMs, quietFor, sleptMs, tickMs } from './pace.ts';
-import { reach } from './reach.ts';
-import { begin, step, type Action, type PeerEvent, type PeerState, type Verdict } from './verdict.ts';
+import { fetchPendingWrites, servePendingWrites, type PendingWrites } from './pending-writes.ts';
+import { agreedInterval, intervalFor, pendingTimeoutMs, quietFor, sleptMs, tickMs } from './pace.ts';
+import { reach } from './tcp-probe.ts';
+import {
+  begin,
+  step,
+  type Action,
+  type PeerEvent,
+  type PeerState,
+  type PeerStatus,
+} from './failure-detector.ts';
 
 /** The part of pino that is used here. */
 export interface Log {
@@ -32,16 +39,16 @@ export interface PeersOptions {
   log: Log;
   /** A monotonic clock in milliseconds. */
   now?: () => number;
-  /** What this node offers to those that watch it. A new payload needs a new revision; '' is no offer. */
-  offers?: { revision: () => string; read: () => unknown };
-  /** Told what a watched node offers, and undefined when it offers nothing any more. May be told the same twice. */
-  onOffer?: (node: string, payload: unknown) => void;
+  /** What this node has written and the store does not have, for those that watch it. A new payload needs a new revision; '' is none. */
+  pendingWrites?: { revision: () => string; read: () => unknown };
+  /** Told the pending writes of a watched node, and undefined when there are none any more. May be told the same twice. */
+  onPendingWrites?: (node: string, payload: unknown) => void;
 }
 
 export interface PeerView {
   /** False only for a peer that was alive before and does not answer now. */
   alive: boolean;
-  verdict: Verdict;
+  verdict: PeerStatus;
   /** Since when, in milliseconds of Unix time. */
   since: number;
   /** Round trip of the last answered question. */
@@ -85,17 +92,21 @@ interface Watched extends Node {
   /** Whether it ever sent a datagram, and ever accepted a connection. */
   heard: boolean;
   accepted: boolean;
-  /** Whether the log has been told what is wrong with its heartbeats, or with its offers. */
+  /** Whether the log has been told what is wrong with its heartbeats, or with its pending writes. */
   warned: boolean;
-  warnedOfOffer: boolean;
+  warnedOfPending: boolean;
 }
 
 /** Payloads are up to 16 MiB, so not all nodes' at once. */
 const maxFetches = 4;
 const fetchRetryMs = 1_000;
 
-/** Connections served at once. Those beyond are closed, which is a sign of life too. */
+/**
+ * Connections served at once, and of them from one node, which opens three at most to see whether this one is alive, and
+ * fetches pending writes. Those beyond are closed, which is a sign of life too.
+ */
 const maxConnections = 256;
+const maxConnectionsOfOne = 16;
 
 /**
  * Connections the kernel takes while this process hangs; it takes no more than net.core.somaxconn. When they are used
@@ -151,8 +162,11 @@ class OpenPeers implements Peers {
   /** By id and by digest. */
   readonly #peers = new Map<string, Watched>();
   readonly #byDigest = new Map<string, Watched>();
+  /** Of whom is watched. Nodes speak with the addresses in their records; nobody else is listened to. */
+  #addresses: ReadonlySet<string> = new Set();
   readonly #callbacks = new Set<() => void>();
-  readonly #connections = new Set<Socket>();
+  /** By the address they come from. */
+  readonly #connections = new Map<string, Set<Socket>>();
   readonly #closing = new AbortController();
   #fetches = 0;
   #timer: NodeJS.Timeout | undefined;
@@ -165,9 +179,9 @@ class OpenPeers implements Peers {
     this.#now = options.now ?? (() => performance.now());
     this.#self = digestOf(options.self.id);
     udp.on('message', (bytes, from) => this.#receive(bytes, from));
-    udp.on('error', (error) => options.log.warn({ error }, 'the socket for heartbeats failed'));
+    udp.on('error', (error) => options.log.warn({ error }, 'socket for heartbeats failed'));
     tcp.on('connection', (socket) => void this.#serve(socket));
-    tcp.on('error', (error) => options.log.warn({ error }, 'the socket for offers failed'));
+    tcp.on('error', (error) => options.log.warn({ error }, 'socket for pending writes failed'));
   }
 
   watch(nodes: readonly Node[]): void {
@@ -195,11 +209,12 @@ class OpenPeers implements Peers {
         heard: false,
         accepted: false,
         warned: false,
-        warnedOfOffer: false,
+        warnedOfPending: false,
       };
       this.#peers.set(id, peer);
       this.#byDigest.set(peer.digest, peer);
     }
+    this.#addresses = new Set([...wanted.values()].map(({ address }) => address));
     if (this.#peers.size > 0 && this.#timer === undefined) this.#wind(this.#now());
   }
 
@@ -211,10 +226,10 @@ class OpenPeers implements Peers {
   state(): ReadonlyMap<string, PeerView> {
     const epoch = Date.now() - this.#now();
     return new Map(
-      [...this.#peers.values()].map(({ id, state: { verdict, since }, rttMs }) => [
+      [...this.#peers.values()].map(({ id, state: { status: verdict, since }, rttMs }) => [
         id,
         {
-          alive: verdict !== 'dead',
+          alive: verdict !== 'unreachable',
           verdict,
           since: Math.round(epoch + since),
           ...(rttMs === undefined ? {} : { rttMs }),
@@ -228,7 +243,7 @@ class OpenPeers implements Peers {
     this.#closing.abort();
     clearTimeout(this.#timer);
     for (const peer of [...this.#peers.values()]) this.#forget(peer);
-    for (const socket of this.#connections) socket.destroy();
+    for (const sockets of this.#connections.values()) for (const socket of sockets) socket.destroy();
     await Promise.all([
       new Promise<void>((resolve) => this.#udp.close(() => resolve())),
       new Promise<void>((resolve) => this.#tcp.close(() => resolve())),
@@ -279,9 +294,9 @@ class OpenPeers implements Peers {
     const { state, actions } = step(before, event, moment);
     peer.state = state;
     this.#act(peer, actions);
-    if (state.verdict === before.verdict) return false;
+    if (state.status === before.status) return false;
     const fields = { peer: peer.id, address: peer.address, quietMs: Math.round(now - before.quietSince) };
-    this.#options.log.info(fields, state.verdict === 'dead' ? 'a peer is dead' : 'a peer is alive');
+    this.#options.log.info(fields, state.status === 'unreachable' ? 'peer unreachable' : 'peer alive');
     delete peer.signs;
     return true;
   }
@@ -307,7 +322,7 @@ class OpenPeers implements Peers {
       if (this.#peers.get(peer.id) !== peer) return;
       if (reached === 'accepted') {
         peer.accepted = true;
-        // It does not say which offer there is.
+        // It does not say which pending writes there are.
         if (this.#waitsForNews(peer)) {
           this.#refetch(peer);
           return;
@@ -329,7 +344,7 @@ class OpenPeers implements Peers {
       sender: this.#self,
       stamp: this.#stamp(),
       echo,
-      revision: revisionDigestOf(this.#options.offers?.revision() ?? ''),
+      revision: revisionDigestOf(this.#options.pendingWrites?.revision() ?? ''),
     };
     // What cannot be sent is not answered, and silence is what this room is about.
     this.#udp.send(encode(datagram, recipient, secret), port, address, () => undefined);
@@ -341,6 +356,8 @@ class OpenPeers implements Peers {
   }
 
   #receive(bytes: Buffer, from: RemoteInfo): void {
+    // Before its signature is looked at, which takes time.
+    if (!this.#addresses.has(from.address)) return;
     const secret = this.#options.secret();
     const datagram = secret === undefined ? undefined : decode(bytes, this.#self, secret);
     if (datagram === undefined || this.#closing.signal.aborted) return;
@@ -362,15 +379,16 @@ class OpenPeers implements Peers {
   }
 
   /**
-   * Who comes back may not be as it was: what it offers says so, and counts before it is sent traffic again.
+   * A peer that returns may not be as it was: its pending writes say so, and count before it is sent traffic again.
    * @returns whether a sign of life of the peer waits for that
    */
   #waitsForNews(peer: Watched): boolean {
-    const { onOffer, secret } = this.#options;
-    if (peer.state.verdict !== 'dead' || onOffer === undefined || secret() === undefined) return false;
+    const { onPendingWrites, secret } = this.#options;
+    if (peer.state.status !== 'unreachable' || onPendingWrites === undefined || secret() === undefined)
+      return false;
     const now = this.#now();
     const { first, last } = peer.signs ?? { first: now, last: -Infinity };
-    if (now - last > newsMs) {
+    if (now - last > pendingTimeoutMs) {
       // It was silent, and what it has to say may have changed since. An answer from before would be waited for in vain.
       peer.fetching?.abort();
       delete peer.fetching;
@@ -378,19 +396,19 @@ class OpenPeers implements Peers {
     } else {
       peer.signs = { first, last: now };
     }
-    return now - peer.signs.first < newsMs;
+    return now - peer.signs.first < pendingTimeoutMs;
   }
 
   /**
-   * Fetches a peer's offer if it is another one than before. The next heartbeat is the next try.
-   * @returns whether what it offers is known
+   * Fetches a peer's pending writes if their revision is another one than before. The next heartbeat is the next try.
+   * @returns whether they are known
    */
   #follow(peer: Watched, revision: string): boolean {
-    const { onOffer } = this.#options;
-    if (onOffer === undefined || revision === peer.fetched) return true;
+    const { onPendingWrites } = this.#options;
+    if (onPendingWrites === undefined || revision === peer.fetched) return true;
     if (revision === noRevision) {
       peer.fetched = revision;
-      onOffer(peer.id, undefined);
+      onPendingWrites(peer.id, undefined);
       return true;
     }
     this.#refetch(peer);
@@ -398,27 +416,27 @@ class OpenPeers implements Peers {
   }
 
   #refetch(peer: Watched): void {
-    const { onOffer } = this.#options;
+    const { onPendingWrites } = this.#options;
     if (
-      onOffer === undefined ||
+      onPendingWrites === undefined ||
       peer.fetching !== undefined ||
       this.#fetches >= maxFetches ||
       this.#now() < peer.fetchAt
     )
       return;
-    void this.#fetch(peer, onOffer);
+    void this.#fetch(peer, onPendingWrites);
   }
 
-  async #fetch(peer: Watched, onOffer: (node: string, payload: unknown) => void): Promise<void> {
+  async #fetch(peer: Watched, onPendingWrites: (node: string, payload: unknown) => void): Promise<void> {
     const { port, self, log } = this.#options;
     const secret = this.#options.secret();
     if (secret === undefined) return;
     const fetching = new AbortController();
     peer.fetching = fetching;
     this.#fetches += 1;
-    let offer: Offer;
+    let pending: PendingWrites;
     try {
-      offer = await fetchOffer({
+      pending = await fetchPendingWrites({
         address: peer.address,
         port,
         localAddress: self.address,
@@ -430,40 +448,45 @@ class OpenPeers implements Peers {
     } catch (error) {
       if (fetching.signal.aborted) return;
       peer.fetchAt = this.#now() + fetchRetryMs;
-      if (!peer.warnedOfOffer)
-        log.warn({ peer: peer.id, error }, 'the offer of a peer cannot be fetched yet');
-      peer.warnedOfOffer = true;
+      if (!peer.warnedOfPending)
+        log.warn({ peer: peer.id, error }, 'cannot fetch pending writes from peer, retrying');
+      peer.warnedOfPending = true;
       return;
     } finally {
       if (peer.fetching === fetching) delete peer.fetching;
       this.#fetches -= 1;
     }
     if (fetching.signal.aborted || this.#peers.get(peer.id) !== peer) return;
-    peer.warnedOfOffer = false;
-    peer.fetched = revisionDigestOf(offer.revision);
-    onOffer(peer.id, offer.revision === '' ? undefined : offer.payload);
+    peer.warnedOfPending = false;
+    peer.fetched = revisionDigestOf(pending.revision);
+    onPendingWrites(peer.id, pending.revision === '' ? undefined : pending.payload);
     // It has proved just now that it is there.
     if (this.#step(peer, { type: 'heard' }, this.#now())) this.#notify();
   }
 
   async #serve(socket: Socket): Promise<void> {
-    const { offers, log } = this.#options;
+    const { pendingWrites, log } = this.#options;
     const secret = this.#options.secret();
-    this.#connections.add(socket);
-    socket.once('close', () => this.#connections.delete(socket));
-    if (secret === undefined) {
+    const address = socket.remoteAddress ?? '';
+    const own = this.#connections.get(address) ?? new Set();
+    // Who is no node, or keeps too many, is not waited for: others could not fetch meanwhile.
+    if (secret === undefined || !this.#addresses.has(address) || own.size >= maxConnectionsOfOne) {
       socket.on('error', () => undefined);
       socket.destroy();
       return;
     }
-    const peer = socket.remoteAddress;
+    this.#connections.set(address, own.add(socket));
+    socket.once('close', () => {
+      own.delete(socket);
+      if (own.size === 0 && this.#connections.get(address) === own) this.#connections.delete(address);
+    });
     try {
-      await serveOffer(socket, this.#self, secret, () => ({
-        revision: offers?.revision() ?? '',
-        payload: offers?.read(),
+      await servePendingWrites(socket, this.#self, secret, () => ({
+        revision: pendingWrites?.revision() ?? '',
+        payload: pendingWrites?.read(),
       }));
     } catch (error) {
-      log.debug({ address: peer, error }, 'a connection to fetch the offer failed');
+      log.debug({ address, error }, 'connection for pending writes failed');
     }
   }
 
@@ -473,7 +496,7 @@ class OpenPeers implements Peers {
     const { port, log } = this.#options;
     const fields = { peer: peer.id, address: peer.address, port };
     const remedy = `open UDP and TCP port ${port} between the nodes`;
-    if (peer.state.verdict === 'unknown' && now - peer.state.since > warnAfterMs) {
+    if (peer.state.status === 'unknown' && now - peer.state.since > warnAfterMs) {
       peer.warned = true;
       log.warn(fields, `a peer was never heard, so its failure cannot be seen directly: ${remedy}`);
     } else if (peer.accepted && !peer.heard && now - (peer.askedAt ?? now) > warnAfterMs) {

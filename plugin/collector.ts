@@ -2,15 +2,24 @@
 // that left the Swarm. Each node looks after its own; for the cluster, the one that was elected.
 // Must not free anything on one look alone, nor because somebody was silent.
 import type { Ipam } from '../ipam/ipam.ts';
-import { deleteLink, observeLinks } from '../net/links.ts';
-import { peerName, vethName } from '../net/names.ts';
+import { overlaps, parseSubnet } from '../ipam/subnet.ts';
+import { deleteLink, isVeth, observeLinks } from '../net/links.ts';
+import { linkPrefix, peerName, vethName } from '../net/names.ts';
 import type { Runner } from '../net/run.ts';
-import { batches } from '../store/batches.ts';
-import { endpointKey, presenceKey, unjoined, type EndpointRecord, type Records } from '../store/records.ts';
-import type { Op, Store } from '../store/store.ts';
+import {
+  endpointKey,
+  presenceKey,
+  unjoined,
+  type EndpointRecord,
+  type NetworkRecord,
+  type Records,
+} from '../store/records.ts';
+import type { Store } from '../store/store.ts';
 import type { Network } from '../swarm/docker.ts';
 import type { Observation, Swarm } from '../swarm/publisher.ts';
+import { forgetNode } from './former-nodes.ts';
 import type { Log } from './log.ts';
+import { Told } from './told.ts';
 
 /** Names of IPAM drivers that are not ours for certain. */
 const dockersOwnIpam = ['default', 'null', ''];
@@ -29,7 +38,7 @@ export interface CollectorOptions {
   run: Runner;
   node: string;
   log: Log;
-  /** Milliseconds since the epoch. */
+  /** Milliseconds, from whenever: no step of the clock may end a grace time. */
   now: () => number;
   /** How long something must be seen unheld before it is freed, in milliseconds. */
   grace: number;
@@ -48,6 +57,8 @@ export class Collector {
   readonly #options: CollectorOptions;
   /** When each thing was first seen without a holder. */
   readonly #since = new Map<string, number>();
+  readonly #told = new Told();
+  readonly #toldFailures = new Told();
 
   constructor(options: CollectorOptions) {
     this.#options = options;
@@ -59,11 +70,15 @@ export class Collector {
    */
   async collect(observation: Observation, elected: boolean): Promise<void> {
     const seen = new Set<string>();
-    const cluster = elected ? observation.swarm : undefined;
+    // An address may be that of a task which could not be read.
+    const complete = observation.swarm?.unreadable.size === 0;
+    const cluster = elected && complete ? observation.swarm : undefined;
     await this.#endpoints(await this.unjoin(), seen);
+    await this.#links(seen);
     await this.#presence(seen);
     if (cluster !== undefined) {
-      await this.#networks(observation, seen);
+      await this.#networks(observation, cluster, seen);
+      await this.#reconsider(observation);
       await this.#nodes(cluster, seen);
     }
     for (const key of this.#since.keys()) if (!seen.has(key)) this.#since.delete(key);
@@ -84,7 +99,7 @@ export class Collector {
       await records.endpoints.update(endpointKey(endpoint), (record) => record && unjoined(record), {
         offline: true,
       });
-      log.info({ endpoint: endpoint.id, address: endpoint.address }, 'an endpoint lost its sandbox');
+      log.info({ endpoint: endpoint.id, address: endpoint.address }, 'endpoint without sandbox detached');
     }
     return orphans;
   }
@@ -95,8 +110,8 @@ export class Collector {
     const { rows } = await records.endpoints.list();
     const links = new Set((await observeLinks(run)).map(({ name }) => name));
     return rows
+      .filter(({ value, outdated }) => value.node === node && outdated === undefined)
       .map(({ value }) => value)
-      .filter((endpoint) => endpoint.node === node)
       .map((endpoint) => ({ endpoint, linked: links.has(vethName(endpoint.id)) }))
       .filter(({ endpoint, linked }) => !linked || links.has(peerName(endpoint.id)));
   }
@@ -117,10 +132,20 @@ export class Collector {
       if (!this.#isOverdue(`endpoint ${endpoint.id}`, seen, linked ? startGraces : 1)) continue;
       if (linked) await deleteLink(run, vethName(endpoint.id));
       await records.endpoints.delete(endpointKey(endpoint), { offline: true });
-      log.info(
-        { endpoint: endpoint.id, address: endpoint.address },
-        'forgot an endpoint whose sandbox is gone',
-      );
+      log.info({ endpoint: endpoint.id, address: endpoint.address }, 'removed stale endpoint');
+    }
+  }
+
+  /** Pairs of no endpoint: Docker and this process were killed between the making of one and its record. */
+  async #links(seen: Set<string>): Promise<void> {
+    const { records, run, log } = this.#options;
+    const names = new Set((await observeLinks(run)).map(({ name }) => name));
+    const recorded = new Set((await records.endpoints.list()).rows.map(({ value }) => vethName(value.id)));
+    for (const name of names) {
+      const isHalf = isVeth(name) && names.has(peerName(name.slice(linkPrefix.length)));
+      if (!isHalf || recorded.has(name) || !this.#isOverdue(`link ${name}`, seen, startGraces)) continue;
+      await deleteLink(run, name);
+      log.info({ link: name }, 'removed stale link');
     }
   }
 
@@ -134,36 +159,61 @@ export class Collector {
     ]);
     const allocated = new Set(networks.rows.flatMap(({ id, value }) => (value.allocated ? id : [])));
     // Without a sandbox an endpoint uses nothing: otherwise it and its network would be waited for one after the other.
-    const used = new Set(
-      endpoints.rows
+    const used = new Set([
+      ...endpoints.rows
         .filter(({ value }) => value.node === node && value.sandbox !== undefined)
         .map(({ value }) => value.network),
-    );
-    for (const { value } of presence.rows) {
-      if (value.node !== node || used.has(value.network)) continue;
+      // Whose they are cannot be read.
+      ...endpoints.corrupt.map(networkOf),
+    ]);
+    for (const { value, outdated } of presence.rows) {
+      if (outdated === true || value.node !== node || used.has(value.network)) continue;
       const graces = allocated.has(value.network) ? prepareGraces : 1;
       if (!this.#isOverdue(`presence ${value.network}`, seen, graces)) continue;
       await records.presence.delete(presenceKey(value), { offline: true });
       await ipam.unbindPool({ space: 'local', network: value.network });
-      log.info({ network: value.network }, 'let go of a network that Docker does not have here any more');
+      log.info({ network: value.network }, 'removed stale network from this node');
     }
   }
 
   /** Networks Swarm does not have any more, and those neither Swarm nor a node has. */
-  async #networks({ networks }: Observation, seen: Set<string>): Promise<void> {
+  async #networks({ networks }: Observation, { nodes }: Swarm, seen: Set<string>): Promise<void> {
     const { records, ipam, log } = this.#options;
     const existing = new Set(networks.map(({ Id }) => Id));
     const known = await records.networks.list();
-    const present = new Set((await records.presence.list()).rows.map(({ value }) => value.network));
-    for (const { id, value: network } of known.rows) {
+    // By their keys: what cannot be read is there.
+    const present = new Set((await records.presence.ids()).map((key) => networkOf({ id: key })));
+    for (const { id, value: network, outdated } of known.rows) {
+      if (outdated === true) continue;
       const forgotten = network.allocated && !existing.has(id);
       const unused = !network.allocated && !present.has(id);
-      if (!(forgotten || unused) || !this.#isOverdue(`network ${id}`, seen)) continue;
+      // A Swarm that is left, or made anew, frees nothing. Whoever waits for the subnet waits for two looks only.
+      const graces = nodes.length === 0 || isInTheWay(network, known.rows, existing) ? 0 : 1;
+      if (!(forgotten || unused) || !this.#isOverdue(`network ${id}`, seen, graces)) continue;
       if (forgotten) await ipam.unbindPool({ space: 'global', network: id });
       await records.networks.update(id, (record) =>
         record === undefined || !present.has(id) ? undefined : { ...record, allocated: false },
       );
-      log.info({ network: id }, 'let go of a network that Swarm does not have any more');
+      log.info({ network: id }, 'removed stale network from the cluster');
+    }
+  }
+
+  /** Networks that were refused their pool for a reason that is gone by now. */
+  async #reconsider({ networks }: Observation): Promise<void> {
+    const { records, ipam, log } = this.#options;
+    const existing = new Set(networks.map(({ Id }) => Id));
+    for (const { id, value } of (await records.networks.list()).rows) {
+      if (!value.allocated || value.refused === undefined || !existing.has(id)) continue;
+      const { subnet: pool, gateway } = value;
+      if ((await ipam.ownerOf(pool)) === id) continue;
+      const refused = await ipam.reconsider({ pool, network: id, gateway });
+      if (refused === value.refused) continue;
+      await records.networks.update(id, (record) => {
+        if (record === undefined) return undefined;
+        const { refused: _, ...rest } = record;
+        return refused === undefined ? rest : { ...rest, refused };
+      });
+      if (refused === undefined) log.info({ network: id, pool }, 'refused network is usable now');
     }
   }
 
@@ -172,27 +222,11 @@ export class Collector {
     const { records, store, node, log } = this.#options;
     const members = new Set(swarm.nodes.map(({ ID }) => ID));
     if (members.size === 0) return;
-    const [nodes, presence, endpoints] = await Promise.all([
-      records.nodes.list(),
-      records.presence.list(),
-      records.endpoints.list(),
-    ]);
-    for (const { id, value } of nodes.rows) {
-      if (id === node || value.swarm === undefined || members.has(value.swarm)) continue;
+    for (const { id, value, outdated } of (await records.nodes.list()).rows) {
+      if (outdated === true || id === node || value.swarm === undefined || members.has(value.swarm)) continue;
       if (!this.#isOverdue(`node ${id}`, seen)) continue;
-      const ops: Op[] = [
-        ...endpoints.rows
-          .filter((row) => row.value.node === id)
-          .map((row) => records.endpoints.remove(row.id, row.version)),
-        ...presence.rows
-          .filter((row) => row.value.node === id)
-          .map((row) => records.presence.remove(row.id, row.version)),
-        // Last: as long as it is there, the rest is tried again.
-        records.numbers.remove(String(value.number)),
-        records.nodes.remove(id),
-      ];
-      for (const commit of batches(ops)) if (!(await store.commit(commit)).ok) break;
-      log.info({ node: id, name: value.name }, 'forgot a node that left the Swarm');
+      if (!(await forgetNode({ store, records }, value))) continue;
+      log.info({ node: id, name: value.name }, 'removed node that left the Swarm');
     }
   }
 
@@ -223,29 +257,62 @@ export class Collector {
           network: id,
           gateway: value.gateway,
           // Swarm writes addresses with the prefix of their network.
-          addresses: new Set((addresses.get(id) ?? []).map(({ address }) => address.split('/', 1)[0] ?? '')),
+          ...heldOf((addresses.get(id) ?? []).map(({ address }) => address.split('/', 1)[0] ?? '')),
         }));
     // A network of another driver may have its addresses from us: which of them are in use is not known here.
     const known = new Set(networks.rows.map(({ id }) => id));
     const isForeign = ({ Id, IPAM }: Network): boolean =>
       !known.has(Id) && !dockersOwnIpam.includes(IPAM?.Driver ?? '');
-    const truth = existing.some(isForeign)
-      ? {}
-      : {
-          local: pools((id) => here.has(id), local),
-          ...(cluster && {
-            global: pools((_, allocated) => allocated, addressesOf(cluster)),
-            nodes: new Set(nodes.rows.map(({ id }) => id)),
-          }),
-        };
+    // Nor what is in a record that cannot be read.
+    const unreadable = [networks, presence, endpoints, nodes].some(({ corrupt }) => corrupt.length > 0);
+    const truth =
+      unreadable || existing.some(isForeign)
+        ? {}
+        : {
+            local: pools((id) => here.has(id), local),
+            ...(cluster && {
+              global: pools((_, allocated) => allocated, addressesOf(cluster)),
+              nodes: new Set(nodes.rows.map(({ id }) => id)),
+            }),
+          };
     const report = await ipam.collect({ ...truth, graceMs: grace });
     const { freed, adopted, failed, corrupt } = report;
-    if (freed.length > 0) log.info({ freed }, 'freed what Docker forgot to release');
-    if (adopted.length > 0) log.info({ adopted }, 'took back into the records what is in use');
-    if (failed.length > 0)
-      log.error({ failed }, 'addresses are in use that cannot be recorded: see the reasons');
-    for (const error of corrupt) log.error({ error }, 'a record cannot be read and was left alone');
+    if (freed.length > 0) log.info({ freed }, 'released stale leases and pools');
+    if (adopted.length > 0) log.info({ adopted }, 'recovered leases for addresses in use');
+    for (const failure of this.#toldFailures.news(failed.map((one) => JSON.stringify(one))))
+      log.error({ failed: JSON.parse(failure) as unknown }, 'cannot recover a lease that is in use');
+    const errors = new Map(corrupt.map((error) => [error.message, error]));
+    for (const message of this.#told.news([...errors.keys()]))
+      log.error({ error: errors.get(message) }, 'unreadable record ignored');
   }
+}
+
+function heldOf(list: readonly string[]): { addresses: ReadonlySet<string>; shared: ReadonlySet<string> } {
+  const addresses = new Set<string>();
+  const shared = new Set<string>();
+  for (const address of list) (addresses.has(address) ? shared : addresses).add(address);
+  return { addresses, shared };
+}
+
+/** Whether another network, which Swarm has, was refused a subnet that overlaps that of this one. */
+function isInTheWay(
+  { id, subnet }: NetworkRecord,
+  networks: readonly { value: NetworkRecord }[],
+  existing: ReadonlySet<string>,
+): boolean {
+  const own = parseSubnet(subnet);
+  return networks.some(
+    ({ value }) =>
+      value.id !== id &&
+      value.refused !== undefined &&
+      existing.has(value.id) &&
+      overlaps(parseSubnet(value.subnet), own),
+  );
+}
+
+/** Of a record's key: NETWORK/… */
+function networkOf({ id }: { id: string }): string {
+  return id.split('/', 1)[0] ?? '';
 }
 
 /** What Swarm has given to services and tasks, by network. */

@@ -1,6 +1,6 @@
 // Owns the settings: environment variables of the plugin, with `docker plugin set` in mind.
 // Must not read anything but the environment it is given.
-import { z } from 'zod';
+import * as z from 'zod';
 import { logLevels } from './log.ts';
 
 /** A setting that cannot be used. The message names the variable, what it takes, and how to set it. */
@@ -51,7 +51,10 @@ const Environment = z.object({
       'takes embedded, or consul://HOST:PORT[,HOST:PORT…] (consul+https:// for TLS)',
     )
     .default('embedded'),
-  CAUSEWAY_CONSUL_TOKEN: z.string().default(''),
+  CAUSEWAY_CONSUL_TOKEN: z
+    .string()
+    .regex(/^[\x21-\x7e]*$/, 'takes a token of Consul, without spaces or line breaks')
+    .default(''),
   CAUSEWAY_CONSUL_CA: pem,
   CAUSEWAY_CONSUL_CERT: pem,
   CAUSEWAY_CONSUL_KEY: pem,
@@ -74,6 +77,7 @@ const Environment = z.object({
   CAUSEWAY_FABRIC_PORT: integer(1, 65535).default(4790),
   CAUSEWAY_FABRIC_VNI: integer(1, 0xffffff).default(4790),
   CAUSEWAY_NODE_ADDR: z.union([z.literal(''), z.ipv4()], 'takes an IPv4 address of this node').default(''),
+  CAUSEWAY_HOST_ACCESS: z.enum(['on', 'off'], 'takes on or off').default('off'),
   CAUSEWAY_DNS: z.enum(['on', 'off'], 'takes on or off').default('on'),
   CAUSEWAY_DNS_PORT: integer(1, 65535).default(4795),
   CAUSEWAY_DEFAULT_POOL: z.cidrv4('takes an IPv4 subnet such as 10.64.0.0/12').default('10.64.0.0/12'),
@@ -119,9 +123,15 @@ export function parseConfig(environment: Readonly<Record<string, string | undefi
   if (parsed.success) return checkPool(parsed.data);
   const troubles = parsed.error.issues.map(({ path, message }) => {
     const name = String(path[0]);
-    return `${name}=${environment[name] ?? ''}: ${message}; set it with docker plugin set PLUGIN ${name}=…`;
+    return `${name}=${shown(name, environment[name] ?? '')}: ${message}; set it with docker plugin set PLUGIN ${name}=…`;
   });
   throw new ConfigError(troubles.join('\n'));
+}
+
+/** Docker's log is no place for what opens Consul, nor for whole PEM texts. */
+function shown(name: string, value: string): string {
+  if (/TOKEN|_KEY$|_CERT$|_CA$/.test(name)) return `(${value.length} characters, not shown)`;
+  return value.replace(/\/\/[^/]*@/g, '//(not shown)@');
 }
 
 /** @throws {ConfigError} when not even one subnet of the default size fits into the default pool */

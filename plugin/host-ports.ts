@@ -4,6 +4,7 @@
 import { createSocket } from 'node:dgram';
 import { once } from 'node:events';
 import { createServer, isIPv4 } from 'node:net';
+import { setImmediate as breathe } from 'node:timers/promises';
 import type { HostPort } from '../store/records.ts';
 import { RequestError } from './errors.ts';
 import type { PortBinding } from './protocol.ts';
@@ -15,7 +16,7 @@ const protocols: Record<number, HostPort['protocol']> = { 6: 'tcp', 17: 'udp', 1
 const dynamic = { first: 49_153, last: 65_535 } as const;
 
 /** @returns why this node cannot give the port to a container, as an error's code; undefined when it can */
-export type Trial = (
+export type PortProbe = (
   protocol: HostPort['protocol'],
   address: string,
   port: number,
@@ -35,21 +36,41 @@ export interface TakenPort extends Omit<HostPort, 'targetPort'> {
 export async function chooseHostPorts(
   bindings: readonly PortBinding[],
   taken: readonly TakenPort[],
-  trial: Trial,
+  trial: PortProbe,
   random: () => number = Math.random,
 ): Promise<HostPort[]> {
+  const holders = new Map<string, TakenPort[]>();
+  const take = (port: TakenPort): void => {
+    const key = portName(port);
+    const others = holders.get(key);
+    if (others === undefined) holders.set(key, [port]);
+    else others.push(port);
+  };
+  for (const port of taken) take(port);
   const chosen: HostPort[] = [];
-  for (const binding of bindings)
-    chosen.push(await choose(binding, [...taken, ...chosen.map(asTaken)], trial, random));
-  return chosen;
+  for (const [index, binding] of bindings.entries()) {
+    const port = await choose(binding, holders, trial, random);
+    chosen.push(port);
+    take({ ...port, by: 'the same container' });
+    // Sockets open and close without a look at anything else: names are answered meanwhile.
+    if (index % breathEvery === breathEvery - 1) await breathe();
+  }
+  // In the order in which neighbours are written as one.
+  return chosen.length < long ? chosen : chosen.sort((one, other) => one.port - other.port);
 }
 
-const asTaken = (port: HostPort): TakenPort => ({ ...port, by: 'the same container' });
+/** So many ports have an order of ours. */
+const long = 64;
+
+/** After so many ports others have their turn. */
+const breathEvery = 100;
+
+const portName = ({ protocol, port }: Pick<HostPort, 'protocol' | 'port'>): string => `${port}/${protocol}`;
 
 async function choose(
   { Proto, Port: targetPort, HostIP, HostPort: first, HostPortEnd }: PortBinding,
-  taken: readonly TakenPort[],
-  trial: Trial,
+  holders: ReadonlyMap<string, readonly TakenPort[]>,
+  trial: PortProbe,
   random: () => number,
 ): Promise<HostPort> {
   const protocol = protocols[Proto];
@@ -71,7 +92,7 @@ async function choose(
   let why = '';
   for (let step = 0; step < count; step += 1) {
     const port: HostPort = { protocol, ...address, port: range.first + ((start + step) % count), targetPort };
-    const other = taken.find((one) => overlap(one, port));
+    const other = holders.get(portName(port))?.find((one) => meet(one, port));
     if (other !== undefined) {
       why = `${other.by} has published it`;
       continue;
@@ -92,13 +113,13 @@ async function choose(
   );
 }
 
-function overlap(one: TakenPort, other: HostPort): boolean {
-  const meet = one.address === undefined || other.address === undefined || one.address === other.address;
-  return one.protocol === other.protocol && one.port === other.port && meet;
+/** Whether two of the same number meet at an address. */
+function meet(one: TakenPort, other: HostPort): boolean {
+  return one.address === undefined || other.address === undefined || one.address === other.address;
 }
 
 /** Tries to listen there, in the namespace of this process: the host's. Of SCTP Node knows nothing, so it is not tried. */
-export const tryHostPort: Trial = async (protocol, address, port) => {
+export const tryHostPort: PortProbe = async (protocol, address, port) => {
   if (protocol === 'sctp') return undefined;
   const at = { port, ...(address === '' ? {} : { address, host: address }) };
   try {

@@ -1,17 +1,22 @@
 // Owns Docker's IPAM driver: the translation of its calls into requests to ipam/.
 // Must not decide which address is given.
-import type { z } from 'zod';
-import type { Ipam } from '../ipam/ipam.ts';
+import type * as z from 'zod';
+import { isForSandbox, type Ipam } from '../ipam/ipam.ts';
 import { addressSpaces, spaceOf } from '../ipam/poolid.ts';
+import type { Log } from './log.ts';
 import type * as protocol from './protocol.ts';
 
 type Request<S extends z.ZodType> = z.infer<S>;
 
 export class IpamDriver {
   readonly #ipam: Ipam;
+  readonly #log: Log;
+  /** Pools of which the log tells already that there is no address left. */
+  readonly #told = new Set<string>();
 
-  constructor(ipam: Ipam) {
+  constructor(ipam: Ipam, log: Log) {
     this.#ipam = ipam;
+    this.#log = log;
   }
 
   capabilities() {
@@ -37,13 +42,20 @@ export class IpamDriver {
     await this.#ipam.releasePool(PoolID);
   }
 
+  /**
+   * Endpoints are routed: a sandbox is told that its address is alone in its subnet (/32), so that it asks nobody but its
+   * gateway for the way (plugin/join-answer.ts).
+   */
   async requestAddress({ PoolID, Address, Options }: Request<typeof protocol.RequestAddress>) {
-    const { address } = await this.#ipam.requestAddress({
-      poolId: PoolID,
-      address: Address,
-      options: Options,
-    });
-    return { Address: address, Data: {} };
+    const request = { poolId: PoolID, address: Address, options: Options };
+    const { address, refused } = await this.#ipam.requestAddress(request);
+    if (refused === undefined) this.#told.delete(PoolID);
+    else if (!this.#told.has(PoolID)) {
+      this.#told.add(PoolID);
+      this.#log.error({ pool: PoolID, reason: refused }, 'Swarm asks for an address that cannot be had');
+    }
+    const [bare = ''] = address.split('/');
+    return { Address: isForSandbox(request) ? `${bare}/32` : address, Data: {} };
   }
 
   async releaseAddress({ PoolID, Address }: Request<typeof protocol.ReleaseAddress>): Promise<void> {

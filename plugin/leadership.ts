@@ -1,8 +1,8 @@
 // Owns which of the managers writes for the cluster: the one Swarm elected, and the store knows of it.
 // Must not elect: Swarm's managers do, and only a majority of them can.
 import { setTimeout as sleep } from 'node:timers/promises';
-import { z } from 'zod';
-import type { Lock, Op, Store } from '../store/store.ts';
+import * as z from 'zod';
+import type { Lock, Op, SharedStore } from '../store/store.ts';
 import type { Log } from './log.ts';
 
 /** `leader`: held by the node that publishes what Swarm says. */
@@ -19,7 +19,8 @@ const patience = 300;
 const attemptLasts = 5_000;
 
 export interface LeadershipOptions {
-  store: Store;
+  /** The store's. */
+  lock: SharedStore['lock'];
   node: string;
   log: Log;
 }
@@ -78,10 +79,10 @@ export class Leadership {
   }
 
   async #take(limit: AbortSignal, givenUp: AbortSignal): Promise<void> {
-    const { store, node, log } = this.#options;
+    const { lock: take, node, log } = this.#options;
     try {
       const value = { v: 1, node } satisfies z.infer<typeof LeaderRecord>;
-      const lock = await store.lock(leaderKey, value, { takeOver: true, signal: limit });
+      const lock = await take(leaderKey, value, { takeOver: true, signal: limit });
       if (givenUp.aborted) {
         await lock.release();
         return;
@@ -89,10 +90,10 @@ export class Leadership {
       this.#lock = lock;
       this.#unconfirmed = false;
       this.#told = false;
-      log.info({}, 'this node publishes services for the cluster: Swarm elected it');
+      log.info({}, 'elected: this node publishes services for the cluster');
     } catch (error) {
       if (!this.#told && !givenUp.aborted)
-        log.warn({ error }, 'Swarm elected this node, and the store cannot be asked: publishing on its word');
+        log.warn({ error }, 'elected by Swarm while the store is unreachable: publishing anyway');
       this.#told = true;
     } finally {
       this.#attempt = undefined;
@@ -105,7 +106,7 @@ export class Leadership {
     const lock = this.#lock;
     this.#lock = undefined;
     if (lock === undefined) return;
-    this.#options.log.info({}, 'this node does not publish any more: Swarm elected another manager');
+    this.#options.log.info({}, 'no longer leader: another manager publishes services');
     // It vanishes by itself where the store cannot be told.
     await lock.release().catch(() => undefined);
   }

@@ -9,10 +9,18 @@ export type Address = { path: string } | { host: string; port: number };
 
 /**
  * Opens a listener. A socket file that is left over is replaced: the plugin's directories have one owner.
+ * @param handler what is asked before it is there waits for it
  * @throws the error of the operating system, e.g. EADDRINUSE for a port
  */
-export async function listen(handler: RequestListener, address: Address): Promise<Server> {
-  const server = createServer(handler);
+export async function listen(
+  handler: RequestListener | Promise<RequestListener>,
+  address: Address,
+): Promise<Server> {
+  const server = createServer(
+    handler instanceof Promise
+      ? (request, response) => void handler.then((answer) => answer(request, response))
+      : handler,
+  );
   // Docker keeps its connections. One that we closed just as it sends a call by it would break the call, and what Docker's
   // client then sends once more has no content.
   server.keepAliveTimeout = 0;

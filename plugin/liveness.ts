@@ -1,10 +1,11 @@
-// Owns which nodes count as lost: it has them watched, and tells what they offer while the store is away.
-// Must not judge a node (peers/), nor take anything of a lost node away: what is hidden comes back.
+// Owns which nodes are unreachable: it has them watched, and passes on their pending writes while the store is away.
+// Must not judge a node (peers/), nor take anything of a lost node away: what is unreachable comes back.
 import { createSecretKey, randomBytes, type KeyObject } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { openPeers, type Peers, type PeersOptions, type PeerView } from '../peers/peers.ts';
 import type { NodeRecord, Records } from '../store/records.ts';
 import type { Log } from './log.ts';
+import { Told } from './told.ts';
 
 export interface LivenessOptions {
   records: Records;
@@ -13,14 +14,13 @@ export interface LivenessOptions {
   /** UDP and TCP, the same on every node. */
   port: number;
   log: Log;
-  offers: NonNullable<PeersOptions['offers']>;
-  onOffer: NonNullable<PeersOptions['onOffer']>;
+  pendingWrites: NonNullable<PeersOptions['pendingWrites']>;
+  onPendingWrites: NonNullable<PeersOptions['onPendingWrites']>;
   /** Told when a node was lost or is back. */
   onChange: () => void;
+  /** Pause before the sockets are tried again, in milliseconds. */
+  retryAfter?: number;
 }
-
-/** Pause before the sockets are tried again, in milliseconds. */
-const retryAfter = 5_000;
 
 export class Liveness {
   readonly #options: LivenessOptions;
@@ -28,15 +28,16 @@ export class Liveness {
   /** By which {@link #peers} speaks. */
   #address: string | undefined;
   #secret: KeyObject | undefined;
-  #hidden: ReadonlySet<string> = new Set();
+  readonly #told = new Told();
+  #unreachable: ReadonlySet<string> = new Set();
 
   constructor(options: LivenessOptions) {
     this.#options = options;
   }
 
-  /** Ids of the nodes that are lost now. */
-  get hidden(): ReadonlySet<string> {
-    return this.#hidden;
+  /** Ids of the unreachable nodes. */
+  get unreachable(): ReadonlySet<string> {
+    return this.#unreachable;
   }
 
   /** What is known of each watched node, by its id. */
@@ -46,18 +47,22 @@ export class Liveness {
 
   /** Follows the records of the nodes until the signal aborts. */
   async run(signal: AbortSignal): Promise<void> {
-    const { records, node, log } = this.#options;
-    for await (const { rows } of records.nodes.watch({ signal })) {
-      const nodes = rows.map(({ value }) => value);
-      const self = nodes.find(({ id }) => id === node);
-      if (self === undefined) continue;
+    const { records, node, log, retryAfter = 5_000 } = this.#options;
+    for await (let { rows } of records.nodes.watch({ signal })) {
       while (!signal.aborted) {
         try {
-          await this.#watch(self, nodes);
+          const nodes = rows.map(({ value }) => value);
+          const self = nodes.find(({ id }) => id === node);
+          if (self !== undefined) await this.#watch(self, nodes);
+          this.#told.news([]);
           break;
         } catch (error) {
-          log.warn({ error }, 'the other nodes cannot be watched: a lost one is noticed late');
+          const [news] = this.#told.news([String(error)]);
+          if (news !== undefined)
+            log.warn({ error }, 'failure detection is off: an unreachable node is noticed late');
           await sleep(retryAfter, undefined, { signal }).catch(() => undefined);
+          // The address may have been another one by now: that of a host that was started with a new one.
+          ({ rows } = await records.nodes.list().catch(() => ({ rows })));
         }
       }
     }
@@ -65,18 +70,19 @@ export class Liveness {
   }
 
   async #watch(self: NodeRecord, nodes: readonly NodeRecord[]): Promise<void> {
-    const { port, log, offers, onOffer } = this.#options;
+    const { port, log, pendingWrites, onPendingWrites } = this.#options;
     this.#secret ??= await this.#readSecret();
     if (this.#address !== self.address) {
       await this.#peers?.close();
       this.#peers = undefined;
+      this.#address = undefined;
       const peers = await openPeers({
         self: { id: self.id, address: self.address },
         port,
         secret: () => this.#secret,
         log,
-        offers,
-        onOffer,
+        pendingWrites,
+        onPendingWrites,
       });
       peers.onChange(() => this.#review(peers));
       this.#peers = peers;
@@ -87,12 +93,12 @@ export class Liveness {
 
   #review(peers: Peers): void {
     const lost = [...peers.state()].filter(([, { alive }]) => !alive).map(([id]) => id);
-    const before = this.#hidden;
-    this.#hidden = new Set(lost);
+    const before = this.#unreachable;
+    this.#unreachable = new Set(lost);
     const { log, onChange } = this.#options;
     for (const id of lost)
-      if (!before.has(id)) log.warn({ node: id }, 'a node is lost: its tasks are hidden');
-    for (const id of before) if (!this.#hidden.has(id)) log.info({ node: id }, 'a node is back');
+      if (!before.has(id)) log.warn({ node: id }, 'node unreachable: its tasks take no new connections');
+    for (const id of before) if (!this.#unreachable.has(id)) log.info({ node: id }, 'node reachable again');
     if (lost.length !== before.size || lost.some((id) => !before.has(id))) onChange();
   }
 

@@ -1,6 +1,7 @@
 // Owns the log: pino, with static messages and fields.
 // Must not be imported for anything but the type below and its one construction in main.ts.
 import { pino, stdSerializers, type Logger } from 'pino';
+import { LogStream, openStandardError } from './log-stream.ts';
 
 export type Log = Logger;
 
@@ -8,6 +9,12 @@ export const logLevels = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 's
 
 /** Writes JSON lines to standard error, which Docker copies into its own log. */
 export function createLog(level: (typeof logLevels)[number]): Log {
+  const stream = new LogStream({
+    fd: openStandardError(),
+    leftOut: (lines) =>
+      `${JSON.stringify({ level: 'warn', lines, msg: 'lines of the log were left out: Docker did not read them' })}\n`,
+  });
+  process.once('exit', () => stream.end());
   return pino(
     // Docker stamps every line and knows process and host.
     {
@@ -17,6 +24,6 @@ export function createLog(level: (typeof logLevels)[number]): Log {
       serializers: { error: stdSerializers.err },
       formatters: { level: (label) => ({ level: label }) },
     },
-    pino.destination({ fd: 2, sync: true }),
+    stream,
   );
 }

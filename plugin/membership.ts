@@ -1,13 +1,14 @@
 // Owns this node's record: under which number and address the other nodes know it.
-// Must not touch the kernel, nor the records of other nodes.
+// Must not touch the kernel, nor the records of other nodes than itself, under whatever id.
 import { setTimeout as sleep } from 'node:timers/promises';
 import { isDeepStrictEqual } from 'node:util';
 import type { FabricSettings } from '../net/fabric.ts';
 import type { Underlay } from '../net/host.ts';
-import { maxNodeNumber } from '../net/names.ts';
+import { maxNodeNumber, vethName } from '../net/names.ts';
 import type { NodeRecord, Records } from '../store/records.ts';
 import type { Store } from '../store/store.ts';
 import type { Docker } from '../swarm/docker.ts';
+import { succeed } from './former-nodes.ts';
 import type { Log } from './log.ts';
 
 export interface MembershipOptions {
@@ -21,14 +22,24 @@ export interface MembershipOptions {
   /** `CAUSEWAY_NODE_ADDR`; '' to take the address by which Swarm knows the node. */
   address: string;
   fabric: FabricSettings;
+  /** Whether the records are not, or no longer, those of the Swarm that this node is in. */
+  ownership?: { readonly foreign: string | undefined; readonly left: boolean };
   /** Reads by which address this node speaks to others now. @throws when there is none */
   readUnderlay: () => Promise<Underlay>;
+  /** Names of this node's links. */
+  readLinks: () => Promise<ReadonlySet<string>>;
   log: Log;
 }
+
+/** What a node alone writes of itself, and by which another one is noticed that has its id. */
+type Self = Pick<NodeRecord, 'name' | 'address' | 'swarm'>;
 
 /** How often the address is looked at, in milliseconds. */
 const lookEvery = 10_000;
 const retryAfter = 1_000;
+
+/** After so many looks without a word of a machine with this node's id it is gone. */
+const twinLooks = 6;
 
 /** How often two nodes that start at once may take each other's number away. */
 const maxTries = 50;
@@ -40,6 +51,16 @@ export class Membership {
   #trouble: string | undefined;
   /** Ids of nodes that were told of in the log. */
   readonly #different = new Set<string>();
+  /** What was last written of this node. */
+  #written: Self | undefined;
+  /** Another machine that writes under this node's id, and how many looks ago it did. */
+  #twin: { reason: string; looks: number } | undefined;
+  /** Ids whose records this node has taken over. */
+  readonly #succeeded = new Set<string>();
+  /** Why {@link succeed} is left alone. */
+  #rival: string | undefined;
+  /** Ends the pause before the next look. */
+  #hurry = new AbortController();
 
   constructor(options: MembershipOptions) {
     this.#options = options;
@@ -50,22 +71,34 @@ export class Membership {
     return this.#options.address || (this.#swarm.address ?? '');
   }
 
+  /** Something has changed: looks at once. */
+  hint(): void {
+    this.#hurry.abort();
+  }
+
+  /** What is wrong with how this node is known, in words for its operator. */
+  get warnings(): readonly string[] {
+    return [this.#twin?.reason, this.#rival].filter((reason) => reason !== undefined);
+  }
+
   /** Keeps the record true until the signal aborts. */
   async run(signal: AbortSignal): Promise<void> {
     const { log } = this.#options;
     while (!signal.aborted) {
       let pause = lookEvery;
+      this.#hurry = new AbortController();
       try {
         await this.#look(signal);
-        if (this.#trouble !== undefined) log.info({}, 'the other nodes know this node again');
+        if (this.#trouble !== undefined) log.info({}, 'own node record updated');
         this.#trouble = undefined;
       } catch (error) {
         const message = error instanceof Error ? error.message : String(error);
-        if (this.#trouble !== message) log.warn({ error }, 'the other nodes cannot be told of this node');
+        if (this.#trouble !== message) log.warn({ error }, 'cannot update own node record, retrying');
         this.#trouble = message;
         pause = retryAfter;
       }
-      await sleep(pause, undefined, { signal }).catch(() => undefined);
+      const until = AbortSignal.any([signal, this.#hurry.signal]);
+      await sleep(pause, undefined, { signal: until }).catch(() => undefined);
     }
   }
 
@@ -80,6 +113,7 @@ export class Membership {
       this.#swarm = { id: swarm.NodeID, address: swarm.NodeAddr ?? '' };
     else await this.recall();
     await this.#register(await this.#currentUnderlay());
+    await this.#succeedFormer();
     await this.#compare();
   }
 
@@ -109,21 +143,28 @@ export class Membership {
 
   /** @throws StoreError */
   async #register({ address, mtu }: Underlay): Promise<void> {
-    const { records, store, node: id, name, fabric } = this.#options;
+    const { records, store, node: id, name, fabric, ownership } = this.#options;
+    const left = ownership?.left === true;
     const fields = {
       name,
       address,
       mtu,
       fabric,
-      ...(this.#swarm.id === undefined ? {} : { swarm: this.#swarm.id }),
+      // As long as it has left one Swarm, that is the one it is known in.
+      ...(this.#swarm.id === undefined || left ? {} : { swarm: this.#swarm.id }),
+      ...(left && { left }),
     };
+    this.#lookForTwin((await records.nodes.get(id))?.value);
     for (let tries = 0; tries < maxTries; tries += 1) {
       const known = await records.nodes.update(id, (record) => {
         if (record === undefined) return undefined;
-        const next: NodeRecord = { ...record, ...fields };
+        const { left: _, ...rest } = record;
+        const next: NodeRecord = { ...rest, ...fields };
         return isDeepStrictEqual(record, next) ? record : next;
       });
-      if (known !== undefined) return;
+      if (known !== undefined) this.#written = selfOf(known);
+      // Whoever looks after these records would take a stranger's away again.
+      if (known !== undefined || ownership?.foreign !== undefined) return;
       const taken = new Set((await records.numbers.ids()).map(Number));
       let number = 1;
       while (taken.has(number)) number += 1;
@@ -133,9 +174,52 @@ export class Membership {
         records.nodes.set(id, record, 0),
         records.numbers.set(String(number), { v: 1, node: id }, 0),
       ]);
-      if (result.ok) return;
+      if (result.ok) {
+        this.#written = selfOf(record);
+        return;
+      }
     }
     throw new Error(`this node got no number in ${maxTries} tries: too many nodes start at once`);
+  }
+
+  /** A machine that was copied with the plugin's data has this node's id too, and each writes over what the other says. */
+  #lookForTwin(record: NodeRecord | undefined): void {
+    const { log, node } = this.#options;
+    const found = record && selfOf(record);
+    if (found === undefined || this.#written === undefined || isDeepStrictEqual(found, this.#written)) {
+      // The other one looks as often as this one.
+      if (this.#twin && ++this.#twin.looks > twinLooks) this.#twin = undefined;
+      return;
+    }
+    const reason =
+      `${found.name} at ${found.address} has the same id in Causeway's records as this node, ${this.#written.name} at ` +
+      `${this.#written.address} (${node}), so that each takes the other's place: one of them is a copy of the other's disk. ` +
+      'On the copy, remove the plugin and install it again';
+    if (this.#twin === undefined) log.error({ reason }, 'two machines use the same node id');
+    this.#twin = { reason, looks: 0 };
+  }
+
+  /** A plugin that was removed and installed anew has another id, on the same node of the Swarm: it is the one before. */
+  async #succeedFormer(): Promise<void> {
+    const { records, store, node, readLinks, ownership, log } = this.#options;
+    const { id: swarm } = this.#swarm;
+    if (swarm === undefined || ownership?.foreign !== undefined) return;
+    const before = this.#rival;
+    this.#rival = undefined;
+    for (const { id, value, outdated } of (await records.nodes.list()).rows) {
+      if (id === node || outdated === true || value.swarm !== swarm) continue;
+      if (this.#succeeded.has(id)) {
+        this.#rival = `another plugin of Causeway on this node registers as ${id}, too: remove one of them`;
+        if (before === undefined)
+          log.error({ node: id }, 'two plugins of Causeway are enabled on this node: remove one of them');
+        continue;
+      }
+      const links = await readLinks();
+      const isHere = (endpoint: string): boolean => links.has(vethName(endpoint));
+      if (!(await succeed({ store, records }, value, node, isHere))) continue;
+      this.#succeeded.add(id);
+      log.info({ node: id }, 'took over the records of this node’s previous installation');
+    }
   }
 
   /** Two nodes with different settings of the fabric would lose every packet between them without a word. */
@@ -153,4 +237,8 @@ export class Membership {
       else this.#different.delete(other.id);
     }
   }
+}
+
+function selfOf({ name, address, swarm }: Self): Self {
+  return { name, address, ...(swarm !== undefined && { swarm }) };
 }

@@ -1,11 +1,11 @@
 // Owns what this node's containers are called: it tells the others by records.
-// Must not answer questions (dns/), nor lead them here (questions.ts).
+// Must not answer questions (dns/), nor lead them here (name-redirects.ts).
 import { isDeepStrictEqual } from 'node:util';
 import { batches } from '../store/batches.ts';
 import { nameKey, type NameRecord, type Records } from '../store/records.ts';
 import type { Op, Store } from '../store/store.ts';
 import type { ContainerDetails } from '../swarm/docker.ts';
-import type { Follower } from './containers.ts';
+import type { ContainerHandler } from './containers.ts';
 
 export interface NamingOptions {
   store: Store;
@@ -14,8 +14,8 @@ export interface NamingOptions {
 }
 
 /** Writes what this node's containers are called, where it differs. */
-export function nameContainers({ store, records, node }: NamingOptions): Follower {
-  return async ({ joined, containers }) => {
+export function nameContainers({ store, records, node }: NamingOptions): ContainerHandler {
+  return async ({ joined, containers, untold }) => {
     const mine = new Set(joined.map(({ id }) => id));
     const wanted = new Map(
       containers
@@ -27,7 +27,8 @@ export function nameContainers({ store, records, node }: NamingOptions): Followe
     for (const { id, value } of (await records.names.list()).rows) {
       if (value.node !== node) continue;
       const record = wanted.get(id);
-      if (record === undefined) ops.push(records.names.remove(id));
+      const mayBe = untold.has(value.container) && mine.has(value.endpoint);
+      if (record === undefined && !mayBe) ops.push(records.names.remove(id));
       else if (isDeepStrictEqual(record, value)) wanted.delete(id);
     }
     for (const [id, record] of wanted) ops.push(records.names.set(id, record));

@@ -3,7 +3,7 @@
 import { isDeepStrictEqual } from 'node:util';
 import { fabricOverhead } from '../net/fabric.ts';
 import { createVeth, deleteLink, observeLinks } from '../net/links.ts';
-import { peerName, vethName } from '../net/names.ts';
+import { vethName } from '../net/names.ts';
 import type { Runner } from '../net/run.ts';
 import type { Sysctl } from '../net/sysctl.ts';
 import type { Ipam } from '../ipam/ipam.ts';
@@ -16,10 +16,11 @@ import {
   type NetworkRecord,
   type Records,
 } from '../store/records.ts';
-import type { z } from 'zod';
+import type * as z from 'zod';
 import type { Datapath } from './datapath.ts';
 import { RequestError } from './errors.ts';
-import { chooseHostPorts, type Trial } from './host-ports.ts';
+import { chooseHostPorts, type PortProbe } from './host-ports.ts';
+import { joinAnswer } from './join-answer.ts';
 import type { Log } from './log.ts';
 import { parseNetworkOptions, refusedOption } from './options.ts';
 import type * as protocol from './protocol.ts';
@@ -35,10 +36,15 @@ export interface NetworkDriverOptions {
   sysctl: Sysctl;
   /** This node's id in records. */
   node: string;
+  /** Whether networks of this node's Swarm are allocated by nodes whose store this one does not see. */
+  apart: () => boolean;
   /** Whether the node gives a port to a container. */
-  tryPort: Trial;
+  tryPort: PortProbe;
   log: Log;
 }
+
+/** Of a network that a Swarm has; Docker's own ids are longer. */
+const swarmsId = /^[0-9a-z]{25}$/;
 
 /** What only this node says of itself is said also while the store is away. */
 const own = { offline: true };
@@ -47,6 +53,12 @@ type Request<S extends z.ZodType> = z.infer<S>;
 
 export class NetworkDriver {
   readonly #options: NetworkDriverOptions;
+  /**
+   * Endpoints that have no sandbox: those that Docker has made and not yet joined, and those that left. Others have no use for
+   * them, so they are in no record: each commit is one that a container would wait for, and that wakes every node. Docker
+   * joins what it makes at once, and after a restart of ours is told to start the container again.
+   */
+  readonly #created = new Map<string, EndpointRecord>();
   #publishing = Promise.resolve();
 
   constructor(options: NetworkDriverOptions) {
@@ -110,7 +122,8 @@ export class NetworkDriver {
     const { datapath, reconciler, records, ipam, node } = this.#options;
     const generic = (Options[label.generic] ?? {}) as Record<string, unknown>;
     const refused = generic[refusedOption];
-    if (typeof refused === 'string') throw new RequestError('refused', refused);
+    if (typeof refused === 'string') await this.#assertStillRefused(NetworkID, refused);
+    await this.#assertShared(NetworkID);
     if (Options[label.enableIPv6] === true) {
       throw new RequestError(
         'no-ipv6',
@@ -166,6 +179,31 @@ export class NetworkDriver {
     }
   }
 
+  /**
+   * Swarm keeps the reason for as long as the network is there, or until the next election. Whether it still holds, the
+   * record tells, at which the elected manager looks again (plugin/collector.ts).
+   * @throws {RequestError} if it does
+   */
+  async #assertStillRefused(id: string, reason: string): Promise<void> {
+    const network = (await this.#options.records.networks.get(id))?.value;
+    if (network?.allocated === true && network.refused === undefined) return;
+    throw new RequestError('refused', network?.refused ?? reason);
+  }
+
+  /**
+   * Where each node keeps its records to itself, a network works on the one alone that has allocated it.
+   * @throws {RequestError} elsewhere
+   */
+  async #assertShared(id: string): Promise<void> {
+    if (!this.#options.apart() || !swarmsId.test(id)) return;
+    if ((await this.#options.records.networks.get(id))?.value.allocated === true) return;
+    throw new RequestError(
+      'store-not-shared',
+      `this node keeps Causeway's records to itself (CAUSEWAY_STORE=embedded), and network ${id} was allocated by another node ` +
+        'of the Swarm: set CAUSEWAY_STORE to one Consul on all nodes',
+    );
+  }
+
   async deleteNetwork({ NetworkID }: Request<typeof protocol.NetworkOnly>): Promise<void> {
     const { records, ipam, reconciler, node } = this.#options;
     await records.presence.delete(presenceKey({ network: NetworkID, node }), own);
@@ -181,7 +219,7 @@ export class NetworkDriver {
     const { NetworkID, EndpointID, Interface } = request;
     const { records, node } = this.#options;
     const network = await this.#network(NetworkID);
-    const address = Interface?.Address.split('/', 1)[0] ?? '';
+    const [address = '', prefix = '32'] = Interface?.Address.split('/') ?? [];
     if (address === '') {
       throw new RequestError(
         'no-address',
@@ -191,14 +229,27 @@ export class NetworkDriver {
     await this.#assertFree(address, EndpointID, network);
     const wanted = Interface?.MacAddress ?? '';
     const mac = wanted === '' ? macOf(address) : wanted;
-    const record: EndpointRecord = { v: 1, id: EndpointID, network: NetworkID, node, address, mac };
-    await records.endpoints.update(endpointKey(record), (before) => ({ ...record, ...joined(before) }), own);
+    const record: EndpointRecord = {
+      v: 1,
+      id: EndpointID,
+      network: NetworkID,
+      node,
+      address,
+      prefix: Number(prefix),
+      mac,
+    };
+    const key = endpointKey(record);
+    if ((await records.endpoints.get(key)) === undefined) this.#created.set(key, record);
+    else await records.endpoints.update(key, (before) => ({ ...record, ...joined(before) }), own);
     return { Interface: wanted === '' ? { MacAddress: mac } : {} };
   }
 
   async deleteEndpoint({ NetworkID, EndpointID }: Request<typeof protocol.EndpointOnly>): Promise<void> {
     const { records, reconciler, run } = this.#options;
-    await records.endpoints.delete(endpointKey({ network: NetworkID, id: EndpointID }), own);
+    const key = endpointKey({ network: NetworkID, id: EndpointID });
+    this.#created.delete(key);
+    // One that left is in no record any more.
+    if ((await records.endpoints.ids(key)).includes(key)) await records.endpoints.delete(key, own);
     await deleteLink(run, vethName(EndpointID));
     await reconciler.pass();
   }
@@ -210,7 +261,7 @@ export class NetworkDriver {
 
   /** Makes the link Docker moves into the sandbox; when this returns, the endpoint's routes and rules are in place. */
   async join({ NetworkID, EndpointID, SandboxKey }: Request<typeof protocol.Join>) {
-    const { records, reconciler, datapath, run, sysctl } = this.#options;
+    const { records, ipam, reconciler, datapath, run, sysctl } = this.#options;
     const network = await this.#network(NetworkID);
     const endpoint = await this.#endpoint(NetworkID, EndpointID);
     // Again: of two endpoints that were created with one address, the first to join has it.
@@ -218,35 +269,38 @@ export class NetworkDriver {
     const mtu = network.mtu ?? (await this.#sandboxMtu());
     await createVeth(run, sysctl, { endpointId: EndpointID, mac: endpoint.mac, mtu });
     // Asked a second time, because the answer was lost: with the first link the kernel dropped the route over it.
-    if (endpoint.sandbox !== undefined) datapath.distrust();
+    if (endpoint.sandbox !== undefined) datapath.invalidate();
+    const key = endpointKey(endpoint);
     try {
+      // The address was given before its lease was in the store: nobody is told of it before it is certain.
+      await ipam.settled({ pool: network.subnet, address: endpoint.address });
       await records.endpoints.update(
-        endpointKey(endpoint),
-        (record) => {
-          if (record === undefined) return undefined;
+        key,
+        (record = endpoint) => {
           // Of another sandbox nothing is known yet.
-          const { healthy, ...rest } = record;
-          const same = record.sandbox === SandboxKey && healthy !== undefined;
-          return { ...rest, sandbox: SandboxKey, ...(same && { healthy }) };
+          const { healthy: _, failing: __, ...rest } = record;
+          return record.sandbox === SandboxKey ? record : { ...rest, sandbox: SandboxKey };
         },
         own,
       );
       await reconciler.pass();
+      this.#created.delete(key);
     } catch (error) {
       await this.leave({ NetworkID, EndpointID }).catch(() => undefined);
       await deleteLink(run, vethName(EndpointID));
       throw error;
     }
-    return {
-      InterfaceName: { SrcName: peerName(EndpointID), DstPrefix: 'eth' },
-      Gateway: network.gateway,
-    };
+    return joinAnswer(endpoint, network);
   }
 
   async leave({ NetworkID, EndpointID }: Request<typeof protocol.EndpointOnly>): Promise<void> {
     const { records, reconciler } = this.#options;
     const key = endpointKey({ network: NetworkID, id: EndpointID });
-    await records.endpoints.update(key, (record) => record && unjoined(record), own);
+    const row = await records.endpoints.get(key);
+    if (row !== undefined) {
+      this.#created.set(key, unjoined(row.value));
+      await records.endpoints.delete(key, own);
+    }
     await reconciler.pass();
   }
 
@@ -291,7 +345,7 @@ export class NetworkDriver {
     ];
     const ports = await chooseHostPorts(bindings, taken, tryPort);
     await this.#setPorts(NetworkID, EndpointID, ports);
-    log.info({ endpoint: EndpointID, ports }, 'a container publishes ports on this node');
+    log.info({ endpoint: EndpointID, ports }, 'host ports published');
   }
 
   async revokeExternalConnectivity({
@@ -343,8 +397,9 @@ export class NetworkDriver {
   }
 
   async #endpoint(network: string, id: string): Promise<EndpointRecord> {
-    const row = await this.#options.records.endpoints.get(endpointKey({ network, id }));
-    if (row !== undefined) return row.value;
+    const key = endpointKey({ network, id });
+    const endpoint = (await this.#options.records.endpoints.get(key))?.value ?? this.#created.get(key);
+    if (endpoint !== undefined) return endpoint;
     throw new RequestError(
       'unknown-endpoint',
       `endpoint ${id} is not known to Causeway on this node: start its container again`,
@@ -354,7 +409,10 @@ export class NetworkDriver {
   /** @throws {RequestError} when another endpoint of the network has the address and its sandbox is alive */
   async #assertFree(address: string, endpointId: string, { id, name = id }: NetworkRecord): Promise<void> {
     const { rows } = await this.#options.records.endpoints.list(`${id}/`);
-    const twin = rows.find(({ value }) => value.address === address && value.id !== endpointId)?.value;
+    const created = [...this.#created.values()].filter(({ network }) => network === id);
+    const twin = [...rows.map(({ value }) => value), ...created].find(
+      (other) => other.address === address && other.id !== endpointId,
+    );
     if (twin === undefined || (twin.node === this.#options.node && !(await this.#isAlive(twin)))) return;
     throw new RequestError(
       'address-in-use',
@@ -363,21 +421,22 @@ export class NetworkDriver {
   }
 
   async #isAlive({ id }: EndpointRecord): Promise<boolean> {
-    this.#options.datapath.distrust();
+    this.#options.datapath.invalidate();
     return (await this.#options.datapath.links([])).has(vethName(id));
   }
 }
 
-/** What became of an endpoint since it was created. */
-function joined({ sandbox, ports, access, healthy }: Partial<EndpointRecord> = {}): Pick<
+/** What Join and later calls have added to the record. */
+function joined({ sandbox, ports, access, healthy, failing }: Partial<EndpointRecord> = {}): Pick<
   EndpointRecord,
-  'sandbox' | 'ports' | 'access' | 'healthy'
+  'sandbox' | 'ports' | 'access' | 'healthy' | 'failing'
 > {
   return {
     ...(sandbox !== undefined && { sandbox }),
     ...(ports !== undefined && { ports }),
     ...(access !== undefined && { access }),
     ...(healthy !== undefined && { healthy }),
+    ...(failing !== undefined && { failing }),
   };
 }
 
@@ -387,6 +446,13 @@ function addressing({
   IPv6Data,
 }: Pick<Request<typeof protocol.CreateNetwork>, 'IPv4Data' | 'IPv6Data'>) {
   const [data, ...others] = IPv4Data;
+  // The leader is told of an IPv6 subnet as of one more.
+  if (IPv4Data.some(({ Pool }) => Pool.includes(':'))) {
+    throw new RequestError(
+      'no-ipv6',
+      'IPv6 is not available on Causeway networks yet: create the network without --ipv6, and with an IPv4 --subnet or none',
+    );
+  }
   if (data === undefined || others.length > 0 || IPv6Data.length > 0) {
     throw new RequestError(
       'one-subnet',

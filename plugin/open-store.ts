@@ -19,10 +19,15 @@ export interface OpenedStore {
 
 /**
  * Does not wait for Consul: Docker starts plugins before anything else may run on the node.
+ * @param mayRefill see {@link openReplica}
  * @throws {ConfigError} when a file of the settings cannot be read
  * @throws StoreError when the file of this node cannot be used
  */
-export async function openStore(config: Config, log: Log): Promise<OpenedStore> {
+export async function openStore(
+  config: Config,
+  log: Log,
+  mayRefill: () => Promise<boolean>,
+): Promise<OpenedStore> {
   const setting = parseStore(config.CAUSEWAY_STORE);
   if (setting.kind === 'embedded') return { store: openEmbedded(join(config.CAUSEWAY_DATA, 'store.db')) };
   let connected: boolean | undefined;
@@ -36,15 +41,17 @@ export async function openStore(config: Config, log: Log): Promise<OpenedStore> 
   const replica = await openReplica({
     remote,
     file: join(config.CAUSEWAY_DATA, 'replica.db'),
-    onError: (error) => log.debug({ error }, 'the store was asked in vain'),
+    onError: (error) => log.debug({ error }, 'store request failed, retrying'),
+    onDisk: (reason) => log.error({ reason }, 'local state cannot be written to disk, going on in memory'),
     onState: (state) => {
       if (state.connected === connected) return;
       ({ connected } = state);
-      if (connected) log.info({ ...state }, 'the store is in reach');
-      else log.warn({ ...state }, 'the store is out of reach: going on with what is known');
+      if (connected) log.info({ ...state }, 'store reachable');
+      else log.warn({ ...state }, 'store unreachable; serving from the replica');
     },
-    anchor: clusterKey,
+    sentinelKey: clusterKey,
     ephemeral: [leaderKey],
+    mayRefill,
     onRefill: () =>
       log.error({}, 'the store has lost everything: filling it again from what this node knows'),
     onConflict: (key, ours, theirs) =>

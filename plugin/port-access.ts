@@ -4,14 +4,14 @@ import { isDeepStrictEqual } from 'node:util';
 import { endpointKey, type PortAccess, type Records } from '../store/records.ts';
 import type { ContainerDetails } from '../swarm/docker.ts';
 import { readContainerPolicy } from '../swarm/policy.ts';
-import type { Follower } from './containers.ts';
+import type { ContainerHandler } from './containers.ts';
 import type { Log } from './log.ts';
 
 /** By which Swarm tells of a task's container whose it is. */
 const serviceLabel = 'com.docker.swarm.service.id';
 
 /** Writes who may use the ports of this node's containers, where it differs. */
-export function openPorts({ records, log }: { records: Records; log: Log }): Follower {
+export function openPorts({ records, log }: { records: Records; log: Log }): ContainerHandler {
   return async ({ joined, containers }) => {
     const publishing = joined.filter(({ ports }) => ports !== undefined);
     if (publishing.length === 0) return true;
@@ -36,7 +36,7 @@ export function openPorts({ records, log }: { records: Records; log: Log }): Fol
       if (access.by === 'container' && access.problems !== undefined)
         log.warn(
           { container: container.Name.replace(/^\//, ''), problems: access.problems },
-          'labels of a container say nothing that can be used',
+          'invalid container labels ignored',
         );
     }
     return true;

@@ -1,6 +1,6 @@
 // Owns the shape of Docker's plugin calls: the only file that knows Docker's casing.
 // Must not act on them. Source: libnetwork's drivers/remote/api and ipams/remote/api, Docker 20.10 to 29.
-import { z } from 'zod';
+import * as z from 'zod';
 
 const Id = z.string().min(1);
 

@@ -1,7 +1,7 @@
 // Owns HTTP for Docker's plugin protocol: paths, parsing, and the formats of answers and errors.
 // Must not know what a call does.
 import express, { type Express, type NextFunction, type Request, type Response } from 'express';
-import { z } from 'zod';
+import * as z from 'zod';
 import { FabricTaken } from '../net/fabric.ts';
 import { IpamError } from '../ipam/errors.ts';
 import { RequestError } from './errors.ts';
@@ -84,7 +84,7 @@ export function createPluginServer(methods: Record<string, Method>, log: Log): E
     const started = performance.now();
     const parsed = parse(name, known.schema, request.body);
     if ('trouble' in parsed) {
-      log.warn({ call: name, trouble: parsed.trouble }, 'Docker sent a call that cannot be understood');
+      log.warn({ call: name, trouble: parsed.trouble }, 'invalid request from Docker');
       answer(response, 400, { Err: parsed.trouble });
       return;
     }
@@ -92,7 +92,7 @@ export function createPluginServer(methods: Record<string, Method>, log: Log): E
       answer(response, 200, (await known.act(parsed.value as never)) ?? {});
       log.debug(
         { call: name, request: parsed.value, milliseconds: Math.round(performance.now() - started) },
-        'answered Docker',
+        'request done',
       );
     } catch (error) {
       const message = describe(error);

@@ -7,6 +7,7 @@ import { join, relative } from 'node:path';
 import { build } from 'esbuild';
 import { unpackDebian } from './debian.ts';
 import { withLock } from './lock.ts';
+import { checkNode, nodeFile } from './node.ts';
 import { copyPrograms, libraryDir, mergedUsr } from './programs.ts';
 
 const root = join(import.meta.dirname, '..');
@@ -23,7 +24,6 @@ const sizeLimit = 180e6;
 /** The packages that hold the programs below; netbase names protocols for nft. */
 const packages = [
   'conntrack',
-  'coreutils',
   'iproute2',
   'iptables',
   'ipvsadm',
@@ -39,8 +39,10 @@ const unneeded = /^(debconf|perl-base|dpkg|tar|libdb5\.3|libpam.*|libcap2-bin)$/
 const nodePath = '/usr/bin/node';
 const bundleDir = '/causeway';
 const mainFile = 'main.mjs';
-/** What else is bundled: a thread's program, by the name under which the main one looks for it beside itself. */
-const threads: Record<string, string> = { 'dns-worker.mjs': join(root, 'dns', 'worker.ts') };
+/** What else is bundled: threads' programs, by the names under which the main one looks for them beside itself. */
+const threads: Record<string, string> = {
+  'dns-worker.mjs': join(root, 'dns', 'worker.ts'),
+};
 
 /** What cannot be bundled, for it holds machine code: looked for in node_modules/ beside the bundle. And its licence. */
 const addons: Record<string, string[]> = {
@@ -56,10 +58,8 @@ const debianPrograms = [
   '/usr/sbin/nft',
   '/usr/sbin/ipvsadm',
   '/usr/sbin/conntrack',
-  // For the sandboxes: enter, read the sockets there, write a setting.
+  // For the sandboxes.
   '/usr/bin/nsenter',
-  '/usr/bin/cat',
-  '/usr/bin/tee',
   // Docker's own rules may be in either world; the passage through its FORWARD policy goes where they are.
   '/usr/sbin/xtables-nft-multi',
   '/usr/sbin/xtables-legacy-multi',
@@ -119,8 +119,8 @@ export interface BuildOptions {
  * nothing changed, so that builds do not disturb a `docker plugin create` under way. Concurrent builds wait for
  * each other. A build that fails leaves the former result in place.
  *
- * @throws {DebianError} when a package cannot be had; Error when a library is missing, or the result is larger
- *   than promised.
+ * @throws {DebianError} when a package cannot be had; Error when Node is not the one of the lock, a library is missing,
+ *   or the result is larger than promised.
  */
 export async function buildPlugin(o: BuildOptions = {}): Promise<Built> {
   const { entry = join(root, 'plugin', 'main.ts'), progress = () => {}, signal } = o;
@@ -136,7 +136,7 @@ export async function buildPlugin(o: BuildOptions = {}): Promise<Built> {
     const programs = new Map<string, Uint8Array>();
     for (const [file, source] of Object.entries({ [mainFile]: entry, ...threads }))
       programs.set(join(bundleDir, file), await bundle(source));
-    const inputs = await digest(programs.values());
+    const inputs = await digest(programs.values(), await checkNode());
     if ((await readFile(inputsFile, 'utf8').catch(() => '')) === inputs) return measure(pluginDir);
 
     progress('assembling the root file system');
@@ -172,10 +172,10 @@ export async function buildPlugin(o: BuildOptions = {}): Promise<Built> {
 }
 
 /** Names everything the result depends on. */
-async function digest(programs: Iterable<Uint8Array>): Promise<string> {
-  const hash = createHash('sha256');
+async function digest(programs: Iterable<Uint8Array>, node: string): Promise<string> {
+  const hash = createHash('sha256').update(node);
   for (const program of programs) hash.update(program);
-  const versions = ['node', ...Object.keys(addons)].map((name) => join(addonsDir, name, 'package.json'));
+  const versions = Object.keys(addons).map((name) => join(addonsDir, name, 'package.json'));
   const files = ['config.json', 'rootfs/build.ts', 'rootfs/programs.ts', ...versions];
   for (const file of [...files.map((f) => join(root, f)), `${debianDir}.packages`]) {
     hash.update(await readFile(file));
@@ -198,7 +198,7 @@ async function copyDebian(rootfs: string): Promise<void> {
     into: rootfs,
     programs: [...debianPrograms, ...modules.map((name) => join(extensions, name))],
     data: [...data, ...(await licences())],
-    foreign: { [nodePath]: join(root, 'node_modules/node/bin/node') },
+    foreign: { [nodePath]: nodeFile },
     links,
   });
 }

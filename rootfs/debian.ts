@@ -171,11 +171,24 @@ async function prepareApt(o: Resolution): Promise<boolean> {
   }
   // An empty status file: for apt nothing is installed, so a closure is complete.
   await writeFile(join(aptDir, 'status'), '');
-  // apt.conf(5): a file given with -c is read last, so the machine's proxy settings stay in force and its
-  // hooks, which would touch the system, do not.
-  await writeFile(
-    join(aptDir, 'apt.conf'),
-    `#clear APT::Update;
+  await writeFile(join(aptDir, 'apt.conf'), aptConf(aptDir));
+
+  const sources = await debianSources(o);
+  const sourcesFile = join(aptDir, 'debian.sources');
+  const updatedAt = Number((await firstLine(join(aptDir, 'updated-at'))) ?? 0);
+  const same = existsSync(sourcesFile) && (await readFile(sourcesFile, 'utf8')) === sources;
+  if (same && Date.now() - updatedAt < listsMaxAgeMs) return false;
+  await writeFile(sourcesFile, sources);
+  await update(o);
+  return true;
+}
+
+/**
+ * apt.conf(5): a file given with -c is read last, so the machine's proxy settings stay in force. Its hooks, which would touch the
+ * system, do not; nor does what would take lists without Debian's signature.
+ */
+export function aptConf(aptDir: string): string {
+  return `#clear APT::Update;
 #clear DPkg;
 Dir::State "${aptDir}/state";
 Dir::State::lists "${aptDir}/lists";
@@ -193,17 +206,11 @@ APT::Sandbox::User "root";
 Acquire::Languages "none";
 Acquire::Retries "3";
 Acquire::ForceHash "SHA256";
-`,
-  );
-
-  const sources = await debianSources(o);
-  const sourcesFile = join(aptDir, 'debian.sources');
-  const updatedAt = Number((await firstLine(join(aptDir, 'updated-at'))) ?? 0);
-  const same = existsSync(sourcesFile) && (await readFile(sourcesFile, 'utf8')) === sources;
-  if (same && Date.now() - updatedAt < listsMaxAgeMs) return false;
-  await writeFile(sourcesFile, sources);
-  await update(o);
-  return true;
+APT::Get::AllowUnauthenticated "false";
+Acquire::AllowInsecureRepositories "false";
+Acquire::AllowWeakRepositories "false";
+Acquire::AllowDowngradeToInsecureRepositories "false";
+`;
 }
 
 async function update(o: Resolution): Promise<void> {

@@ -1,7 +1,7 @@
 // Owns the two requests of Consul's KV that the store is made of: reading keys, and one transaction.
 // Must not decide what to do about a failure.
 import type Consul from 'consul';
-import { z } from 'zod';
+import * as z from 'zod';
 import type { ConsulClient, RequestSettings } from './consul-client.ts';
 import type { Item } from './consul-entries.ts';
 import { StoreError } from './errors.ts';

@@ -14,7 +14,7 @@ import {
   type Op,
   type ReadOptions,
   type Snapshot,
-  type Store,
+  type SharedStore,
 } from './store.ts';
 
 export type { ConsulAddress, ConsulOptions } from './consul-client.ts';
@@ -28,11 +28,11 @@ const blockingTimeoutMs = waitSeconds * 1000 * (1 + 1 / 16) + 10_000;
 /**
  * A store in Consul. Nothing is connected until the first call, so this cannot fail.
  */
-export function openConsul(options: ConsulOptions): Store {
+export function openConsul(options: ConsulOptions): SharedStore {
   return new ConsulStore(options);
 }
 
-class ConsulStore implements Store {
+class ConsulStore implements SharedStore {
   readonly #client: ConsulClient;
   readonly #prefix: string;
   readonly #cache = new EntryCache();
@@ -60,7 +60,7 @@ class ConsulStore implements Store {
         : { index: String(Math.max(1, after)), wait: `${waitSeconds}s` };
     const timing = after === undefined ? {} : { timeoutMs: blockingTimeoutMs };
     const { index, items } = await this.#read({ key, recurse: true, ...query }, { signal, ...timing });
-    if (items.length === 0) await this.#mayRead(key, signal);
+    if (items.length === 0) await this.#assertReadable(key, signal);
     return { index, entries: this.#cache.list(this.#prefix, key, items) };
   }
 
@@ -94,7 +94,7 @@ class ConsulStore implements Store {
    * Consul leaves out of a list what the token may not read, without a word; of a single key it says so. An empty list
    * must not be taken for an empty store.
    */
-  async #mayRead(key: string, signal: AbortSignal | undefined): Promise<void> {
+  async #assertReadable(key: string, signal: AbortSignal | undefined): Promise<void> {
     await this.#read({ key: `${key}-`, consistent: true }, { signal });
   }
 }

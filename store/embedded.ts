@@ -3,7 +3,6 @@
 import type { StatementSync } from 'node:sqlite';
 import { Changes } from './changes.ts';
 import { StoreError } from './errors.ts';
-import { LocalLocks } from './local-lock.ts';
 import { SqliteFile } from './sqlite.ts';
 import {
   decodeValue,
@@ -12,8 +11,6 @@ import {
   type EncodedOp,
   type Entry,
   type ListOptions,
-  type Lock,
-  type LockOptions,
   type Op,
   type ReadOptions,
   type Snapshot,
@@ -50,7 +47,6 @@ class EmbeddedStore implements Store {
   readonly #readIndex: StatementSync;
   readonly #writeIndex: StatementSync;
   readonly #changes = new Changes();
-  readonly #locks = new LocalLocks(this);
   #open = true;
 
   constructor(sqlite: SqliteFile) {
@@ -69,23 +65,23 @@ class EmbeddedStore implements Store {
   // The methods are async although SQLite is not: the interface is, and a throw becomes a rejection.
   // eslint-disable-next-line @typescript-eslint/require-await
   async get(key: string, { signal }: ReadOptions = {}): Promise<Entry | undefined> {
-    this.#ready(signal);
+    this.#assertOpen(signal);
     const row = this.#row(key);
     return row && { key, value: decodeValue(row.value), version: row.version };
   }
 
   async list(prefix: string, { after, signal }: ListOptions = {}): Promise<Snapshot> {
-    this.#ready(signal);
+    this.#assertOpen(signal);
     if (after !== undefined) {
       await this.#changes.past(after, prefix, this.#index(), signal);
-      this.#ready(signal);
+      this.#assertOpen(signal);
     }
     return this.#snapshot(prefix);
   }
 
   // eslint-disable-next-line @typescript-eslint/require-await
   async commit(ops: readonly Op[], { signal }: ReadOptions = {}): Promise<CommitResult> {
-    this.#ready(signal);
+    this.#assertOpen(signal);
     const encoded = encode(ops);
     const changes: string[] = [];
     const result = this.#sqlite.transaction((): CommitResult => {
@@ -101,21 +97,16 @@ class EmbeddedStore implements Store {
     return result;
   }
 
-  lock(key: string, value: unknown, options: LockOptions = {}): Promise<Lock> {
-    return this.#locks.lock(key, value, options);
-  }
-
+  // Async, as with everything else of a store.
+  // eslint-disable-next-line @typescript-eslint/require-await
   async close(): Promise<void> {
     if (!this.#open) return;
-    // It commits before it first waits, so that all is done when this returns.
-    const released = this.#locks.close();
     this.#open = false;
     this.#changes.wakeAll();
     this.#sqlite.close();
-    await released;
   }
 
-  #ready(signal: AbortSignal | undefined): void {
+  #assertOpen(signal: AbortSignal | undefined): void {
     signal?.throwIfAborted();
     if (!this.#open) throw new StoreError('closed', `The store ${this.#sqlite.file} is closed.`);
   }

@@ -1,17 +1,33 @@
 // Owns the shape of the records that tell a node what its network shall be: networks, endpoints, services.
 // Must not know who writes them or what is made of them. (Pools and leases are ipam/'s own.)
-import { z } from 'zod';
-import { once } from '../delta/list.ts';
+import * as z from 'zod';
+import { memoByObject } from '../delta/list.ts';
+import { foldPorts, unfoldPorts } from './port-ranges.ts';
 import type { Store } from './store.ts';
-import { Table, type Rows } from './table.ts';
+import { Table, type Keepsake, type Rows } from './table.ts';
+
+// Whoever may write to the store could otherwise say in a record what the kernel's tools are told: all that gets there is
+// as strict here as where it is read from its user.
 
 /** IPv4 address without prefix. */
 const address = z.ipv4();
+/** Of whatever Docker or Causeway gives ids. */
+const id = z.string().regex(/^\w[\w.-]{0,127}$/);
+const port = z.number().int().min(1).max(65_535);
+/** Bytes. What is less than 68 is no IPv4. */
+const mtu = z.number().int().min(68).max(65_535);
+/** The file of a network namespace among Docker's or iproute2's, wherever they have their directory. */
+const sandbox = z.string().regex(/^\/(?!(?:[^/]*\/)*\.{1,2}(?:\/|$))(?:[\w.-]+\/)*netns\/[\w.-]+$/);
+const device = z.string().regex(/^[a-zA-Z][a-zA-Z0-9._@-]{0,14}$/);
+const seconds = (max: number) => z.number().int().min(0).max(max);
+
+/** How many neighbouring ports one stands for: see port-ranges.ts. */
+const count = z.number().int().min(1).max(65_536).optional();
 
 /** `nodes/ID`: a node of the cluster, as the others need to know it. */
 export const NodeRecord = z.object({
   v: z.literal(1),
-  id: z.string(),
+  id,
   /** The host's name, for people. */
   name: z.string(),
   /** In the underlay. */
@@ -19,11 +35,13 @@ export const NodeRecord = z.object({
   /** Unique in the cluster, from 1: names what belongs to this node in the kernels of the others. */
   number: z.number().int().min(1).max(0xffffff),
   /** Of the device with the address, in bytes. */
-  mtu: z.number().int(),
+  mtu,
   /** UDP port and VXLAN network identifier of its fabric: nodes where they differ do not hear each other. */
-  fabric: z.object({ port: z.number().int(), vni: z.number().int() }),
+  fabric: z.object({ port, vni: z.number().int().min(1).max(0xffffff) }),
   /** Swarm's id of the node, once it is in a Swarm. */
-  swarm: z.string().optional(),
+  swarm: id.optional(),
+  /** It is not in that Swarm any more, and says so itself. */
+  left: z.literal(true).optional(),
 });
 export type NodeRecord = z.infer<typeof NodeRecord>;
 
@@ -31,22 +49,32 @@ export type NodeRecord = z.infer<typeof NodeRecord>;
 export const clusterKey = 'cluster/secret';
 
 /** {@link clusterKey}: by which nodes know each other's heartbeats. */
-export const ClusterRecord = z.object({ v: z.literal(1), secret: z.string() });
+export const ClusterRecord = z.object({ v: z.literal(1), secret: z.string().regex(/^[0-9a-f]{64}$/) });
 export type ClusterRecord = z.infer<typeof ClusterRecord>;
 
+/** `cluster/swarm`: the one Swarm whose records these are. */
+export const SwarmRecord = z.object({
+  v: z.literal(1),
+  /** Swarm's id of the cluster. */
+  id,
+  /** Swarm's ids of its managers, by which its workers know it. */
+  managers: z.array(id),
+});
+export type SwarmRecord = z.infer<typeof SwarmRecord>;
+
 /** `node-numbers/N`: which node has the number. Two nodes cannot create the same key. */
-export const NodeNumberRecord = z.object({ v: z.literal(1), node: z.string() });
+export const NodeNumberRecord = z.object({ v: z.literal(1), node: id });
 export type NodeNumberRecord = z.infer<typeof NodeNumberRecord>;
 
 /** `networks/ID`: a network that Docker allocated (Swarm's leader) or created (a node). */
 export const NetworkRecord = z.object({
   v: z.literal(1),
-  id: z.string(),
+  id,
   /** CIDR. */
   subnet: z.cidrv4(),
   gateway: address,
   /** Bytes, of the links in the sandboxes; absent: derived from the underlay. */
-  mtu: z.number().int().optional(),
+  mtu: mtu.optional(),
   /** No way in or out but through published ports. */
   internal: z.boolean(),
   /** Docker's name, once its API was read. */
@@ -59,7 +87,7 @@ export const NetworkRecord = z.object({
 export type NetworkRecord = z.infer<typeof NetworkRecord>;
 
 /** `presence/NETWORK/NODE`: Docker has the network on the node, until DeleteNetwork. */
-export const PresenceRecord = z.object({ v: z.literal(1), network: z.string(), node: z.string() });
+export const PresenceRecord = z.object({ v: z.literal(1), network: id, node: id });
 export type PresenceRecord = z.infer<typeof PresenceRecord>;
 
 /** A port of the node that leads to one container on it (docker run -p, mode=host). */
@@ -67,9 +95,10 @@ export const HostPort = z.object({
   protocol: z.enum(['tcp', 'udp', 'sctp']),
   /** Of the node; absent: all of them. */
   address: address.optional(),
-  port: z.number().int(),
-  targetPort: z.number().int(),
+  port,
+  targetPort: port,
 });
+const StoredHostPort = HostPort.extend({ count });
 export type HostPort = z.infer<typeof HostPort>;
 
 export const schedulers = ['rr', 'wrr', 'lc', 'wlc', 'sh', 'mh'] as const;
@@ -78,18 +107,21 @@ export const localities = ['any', 'prefer-local', 'local'] as const;
 /** What a healthy task answers: a connection, or a request by a status from 200 to 399. */
 export const HealthCheck = z.object({
   protocol: z.enum(['tcp', 'http']),
-  port: z.number().int(),
+  port,
   /** Of http; with its leading slash. */
-  path: z.string().optional(),
+  path: z
+    .string()
+    .regex(/^\/[\x21-\x7e]*$/)
+    .optional(),
 });
 export type HealthCheck = z.infer<typeof HealthCheck>;
 
 /** Seconds after which a silent connection is forgotten; what is absent is as the node has it. */
 export const Timeouts = z.object({
-  tcp: z.number().int().optional(),
+  tcp: seconds(2_592_000).optional(),
   /** Of TCP, when one side has closed. */
-  fin: z.number().int().optional(),
-  udp: z.number().int().optional(),
+  fin: seconds(2_592_000).optional(),
+  udp: seconds(2_592_000).optional(),
 });
 export type Timeouts = z.infer<typeof Timeouts>;
 
@@ -100,24 +132,31 @@ export type Timeouts = z.infer<typeof Timeouts>;
 export const PolicyRecord = z.object({
   scheduler: z.enum(schedulers).optional(),
   /** A client stays with its task for so many seconds after its last connection. */
-  affinity: z.number().int().optional(),
+  affinity: seconds(86_400).optional(),
   locality: z.enum(localities).optional(),
   /** Where its ports are published: addresses of nodes, and names of their devices. */
-  bind: z.array(z.string()).optional(),
+  bind: z
+    .array(z.union([address, device]))
+    .min(1)
+    .optional(),
   /** CIDR, none within another: who may connect to its published ports. */
-  allow: z.array(z.string()).optional(),
+  allow: z.array(z.cidrv4()).min(1).optional(),
   /** CIDR, none within another: who may not. */
-  deny: z.array(z.string()).optional(),
+  deny: z.array(z.cidrv4()).min(1).optional(),
+  /** A label that was to say so cannot be read: nobody may. */
+  closed: z.literal(true).optional(),
   /** Seconds after which the connections of a draining task are ended; absent: they go on until it ends. */
-  drain: z.number().int().optional(),
+  drain: seconds(86_400).optional(),
   timeout: Timeouts.optional(),
+  /** Seconds in which the share of a task grows that has only begun to take connections; absent: it has the whole at once. */
+  slowStart: seconds(3_600).optional(),
   /** How its tasks are checked; absent: not at all. */
   health: HealthCheck.optional(),
   /** Seconds from one check to the next. */
-  healthInterval: z.number().int().optional(),
+  healthInterval: z.number().int().min(1).max(3_600).optional(),
   /** Checks in a row until a task is healthy, or is so no longer. */
-  healthRise: z.number().int().optional(),
-  healthFall: z.number().int().optional(),
+  healthRise: z.number().int().min(1).max(100).optional(),
+  healthFall: z.number().int().min(1).max(100).optional(),
 });
 export type PolicyRecord = z.infer<typeof PolicyRecord>;
 
@@ -126,7 +165,7 @@ export const PortAccess = z.discriminatedUnion('by', [
   /** The container's labels are not known yet: nobody. */
   z.object({ by: z.literal('nobody') }),
   /** As the Swarm service with this id says. */
-  z.object({ by: z.literal('service'), service: z.string() }),
+  z.object({ by: z.literal('service'), service: id }),
   /** As the container's own labels say. */
   z.object({
     by: z.literal('container'),
@@ -140,20 +179,27 @@ export type PortAccess = z.infer<typeof PortAccess>;
 /** `endpoints/NETWORK/ID`: a sandbox's attachment to a network. */
 export const EndpointRecord = z.object({
   v: z.literal(1),
-  id: z.string(),
-  network: z.string(),
+  id,
+  network: id,
   /** The node it is on. */
-  node: z.string(),
+  node: id,
   address,
-  mac: z.string(),
+  /** Of the address in its sandbox; absent in records that an earlier version wrote: as its subnet has it. */
+  prefix: z.number().int().optional(),
+  mac: z.string().regex(/^([0-9a-f]{2}:){5}[0-9a-f]{2}$/i),
   /** The sandbox that joined it; absent before Join and after Leave. */
-  sandbox: z.string().optional(),
+  sandbox: sandbox.optional(),
   /** Published on its node, as long as this endpoint is the sandbox's way out. */
-  ports: z.array(HostPort).optional(),
+  ports: z
+    .array(StoredHostPort)
+    .transform(unfoldPorts<HostPort>)
+    .optional(),
   /** Who may use them; absent in records that an earlier version wrote: everybody. */
   access: PortAccess.optional(),
   /** What its node's checks say, if its service wants any; absent until they say anything. */
   healthy: z.boolean().optional(),
+  /** Docker's own health check of its container fails. */
+  failing: z.literal(true).optional(),
 });
 export type EndpointRecord = z.infer<typeof EndpointRecord>;
 
@@ -163,6 +209,7 @@ export function unjoined({
   ports: __,
   access: ___,
   healthy: ____,
+  failing: _____,
   ...endpoint
 }: EndpointRecord): EndpointRecord {
   return endpoint;
@@ -171,45 +218,47 @@ export function unjoined({
 /** `names/NETWORK/ENDPOINT`: what a running container is called on a network; written by its own node. */
 export const NameRecord = z.object({
   v: z.literal(1),
-  endpoint: z.string(),
-  network: z.string(),
+  endpoint: id,
+  network: id,
   /** The node it is on. */
-  node: z.string(),
+  node: id,
   /** Docker's id of the container. */
-  container: z.string(),
+  container: id,
   /** The container's name, its short id, its hostname, its aliases on the network; as Docker writes them. */
   names: z.array(z.string()),
-  /** Its health check fails. */
+  /** Its health check fails; for nodes of an earlier version, who look here and not at the endpoint. */
   unhealthy: z.boolean(),
 });
 export type NameRecord = z.infer<typeof NameRecord>;
 
+/** A port that leads to a service on every node. */
+const ServicePort = z.object({
+  protocol: z.enum(['tcp', 'udp', 'sctp']),
+  port,
+  targetPort: port,
+  /** As the user called it. */
+  name: z.string().optional(),
+});
+export type ServicePort = z.infer<typeof ServicePort>;
+
 /** `services/ID`: a Swarm service on at least one of our networks. */
 export const ServiceRecord = z.object({
   v: z.literal(1),
-  id: z.string(),
+  id,
   name: z.string(),
   /** Network to VIP. Empty with endpoint mode dnsrr. */
-  vips: z.record(z.string(), address),
+  vips: z.record(id, address),
   /** Networks of ours the service is on. */
-  networks: z.array(z.string()),
+  networks: z.array(id),
   /** Network to the service's other names on it. */
-  aliases: z.record(z.string(), z.array(z.string())).optional(),
+  aliases: z.record(id, z.array(z.string())).optional(),
   /** Ports published by the mesh (mode=ingress). */
-  ports: z.array(
-    z.object({
-      protocol: z.enum(['tcp', 'udp', 'sctp']),
-      port: z.number().int(),
-      targetPort: z.number().int(),
-      /** As the user called it. */
-      name: z.string().optional(),
-    }),
-  ),
+  ports: z.array(ServicePort.extend({ count })).transform(unfoldPorts<ServicePort>),
   tasks: z.array(
     z.object({
-      id: z.string(),
+      id,
       /** Network to address. */
-      addresses: z.record(z.string(), address),
+      addresses: z.record(id, address),
       /** It shall not run any longer: no new connections, established ones go on. */
       draining: z.boolean(),
       /** When that began, in milliseconds of Unix time; only where the policy says how long it may take. */
@@ -219,11 +268,16 @@ export const ServiceRecord = z.object({
       /** It ran before its service had a health check: it counts as healthy until the check says otherwise. */
       assumed: z.literal(true).optional(),
       /** Its share of new connections, in proportion; absent: 1. */
-      weight: z.number().int().optional(),
+      weight: z.number().int().min(1).max(100).optional(),
     }),
   ),
+  /**
+   * While no task runs, those whose health check has not succeeded yet: no balancer's, but they may need to find each other.
+   * Not among the tasks, because an earlier version would send connections to all that are.
+   */
+  starting: z.array(z.object({ id, addresses: z.record(id, address) })).optional(),
   policy: PolicyRecord.optional(),
-  /** Labels that are left out of account, each with the reason, in words for the user. */
+  /** Labels that cannot be read, each with the reason, in words for the user. */
   problems: z.array(z.string()).optional(),
 });
 export type ServiceRecord = z.infer<typeof ServiceRecord>;
@@ -231,6 +285,8 @@ export type ServiceRecord = z.infer<typeof ServiceRecord>;
 /** The tables of these records in one store. */
 export interface Records {
   cluster: Table<ClusterRecord>;
+  /** Not to be listed: the cluster's other record is beside it. */
+  swarm: Table<SwarmRecord>;
   nodes: Table<NodeRecord>;
   numbers: Table<NodeNumberRecord>;
   networks: Table<NetworkRecord>;
@@ -240,17 +296,31 @@ export interface Records {
   names: Table<NameRecord>;
 }
 
-export function openRecords(store: Store): Records {
+/** @param keepsake of what nodes, networks and services were, for records that cannot be read any more */
+export function openRecords(store: Store, keepsake: Keepsake = inMemory): Records {
+  const kept = { keepsake };
   return {
     cluster: new Table(store, 'cluster/', ClusterRecord),
-    nodes: new Table(store, 'nodes/', NodeRecord),
+    swarm: new Table(store, 'cluster/', SwarmRecord),
+    nodes: new Table(store, 'nodes/', NodeRecord, kept),
     numbers: new Table(store, 'node-numbers/', NodeNumberRecord),
-    networks: new Table(store, 'networks/', NetworkRecord),
-    presence: new Table(store, 'presence/', PresenceRecord),
-    endpoints: new Table(store, 'endpoints/', EndpointRecord),
-    services: new Table(store, 'services/', ServiceRecord),
-    names: new Table(store, 'names/', NameRecord),
+    networks: new Table(store, 'networks/', NetworkRecord, kept),
+    presence: new Table(store, 'presence/', PresenceRecord, kept),
+    endpoints: new Table(store, 'endpoints/', EndpointRecord, { ...kept, stored: storedEndpoint }),
+    services: new Table(store, 'services/', ServiceRecord, { ...kept, stored: storedService }),
+    names: new Table(store, 'names/', NameRecord, kept),
   };
+}
+
+/** Each table remembers by itself, for as long as it is there. */
+const inMemory: Keepsake = { recall: () => undefined, keep: () => undefined };
+
+/** Records as they are written. */
+function storedEndpoint(record: EndpointRecord): unknown {
+  return record.ports === undefined ? record : { ...record, ports: foldPorts(record.ports) };
+}
+export function storedService(record: ServiceRecord) {
+  return { ...record, ports: foldPorts(record.ports) };
 }
 
 export function endpointKey({ network, id }: { network: string; id: string }): string {
@@ -283,7 +353,7 @@ export function revisionOf(tables: readonly Pick<Rows<unknown>, 'rows'>[]): stri
 }
 
 /** A table that did not change is not read again. */
-const versionsOf = once((rows: readonly { version: number }[]) => {
+const versionsOf = memoByObject((rows: readonly { version: number }[]) => {
   let [max, sum] = [0, 0];
   for (const { version } of rows) {
     max = Math.max(max, version);

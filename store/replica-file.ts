@@ -2,7 +2,7 @@
 // Must not decide anything: it loads, and writes what it is given.
 import type { StatementSync } from 'node:sqlite';
 import { frozenEntry } from './replica-entries.ts';
-import type { Pending } from './replica-settle.ts';
+import type { JournalEntry } from './replica-merge.ts';
 import { SqliteFile } from './sqlite.ts';
 import { decodeValue, type Entry } from './store.ts';
 
@@ -35,7 +35,7 @@ export interface Writes {
   /** Replaces the whole mirror, instead of changing entries of it. */
   wholly?: boolean;
   entries?: Iterable<Change<Entry>>;
-  journal?: Iterable<Change<Pending>>;
+  journal?: Iterable<Change<JournalEntry>>;
   offers?: Iterable<readonly [node: string, payload: unknown]>;
   /** `index`: of the store, up to which the mirror is complete. `version`: the last one given offline. */
   counters?: Partial<Record<Counter, number>>;
@@ -46,7 +46,7 @@ export interface Content {
   /** By key. */
   entries: Entry[];
   /** By version. */
-  journal: Pending[];
+  journal: JournalEntry[];
   offers: { node: string; payload: unknown }[];
   /** `index` is absent before the first complete snapshot. */
   counters: Partial<Record<Counter, number>>;
@@ -89,7 +89,7 @@ export class ReplicaFile {
       const entries = rows<{ key: string; value: string; version: number }>(
         'SELECT * FROM entries ORDER BY key',
       );
-      const journal = rows<Pending & { value: string | null; earlier: string }>(
+      const journal = rows<JournalEntry & { value: string | null; earlier: string }>(
         'SELECT * FROM journal ORDER BY version',
       );
       const offers = rows<{ node: string; payload: string }>('SELECT * FROM offers');

@@ -1,18 +1,18 @@
 // Owns this node's writes that the store does not have yet, in memory.
 // Must not write them anywhere: replica-file.ts keeps them, replica.ts replays them.
 import { frozenEntry } from './replica-entries.ts';
-import type { Pending } from './replica-settle.ts';
+import type { JournalEntry } from './replica-merge.ts';
 import type { Entry } from './store.ts';
 
 export class Journal {
-  readonly #pending = new Map<string, Pending>();
+  readonly #pending = new Map<string, JournalEntry>();
   /** Made once, so that readers meet the same object each time. Absent: deleted. */
   readonly #entries = new Map<string, Entry>();
   /** Tells this run's revisions from those of the runs before. */
   readonly #run = Date.now().toString(36);
   #changes = 0;
 
-  constructor(pending: readonly Pending[]) {
+  constructor(pending: readonly JournalEntry[]) {
     for (const each of pending) this.set(each);
   }
 
@@ -20,7 +20,7 @@ export class Journal {
     return this.#pending.size;
   }
 
-  get(key: string): Pending | undefined {
+  get(key: string): JournalEntry | undefined {
     return this.#pending.get(key);
   }
 
@@ -30,11 +30,11 @@ export class Journal {
   }
 
   /** In the order in which they were last written. */
-  all(): Pending[] {
+  all(): JournalEntry[] {
     return [...this.#pending.values()].sort((a, b) => a.version - b.version);
   }
 
-  set(pending: Pending): void {
+  set(pending: JournalEntry): void {
     const { key, value, version } = pending;
     this.#pending.set(key, pending);
     if (value === undefined) this.#entries.delete(key);

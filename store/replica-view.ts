@@ -1,16 +1,16 @@
-// Owns what is read from a replica: the mirror of the store, over it what others offer, over that the journal.
+// Owns what is read from a replica: the mirror of the store, over it other nodes' pending writes, over that the journal.
 // Must not talk to the store, nor write to disk.
 import { Changes } from './changes.ts';
 import { SortedEntries } from './replica-entries.ts';
 import type { Journal } from './replica-journal.ts';
 import type { Mirror } from './replica-mirror.ts';
-import { Overlays, type Claim, type Offer } from './replica-overlays.ts';
+import { PeerWrites, type Claim, type PendingWrites } from './replica-peer-writes.ts';
 import type { Entry, Op } from './store.ts';
 
 export class View {
   readonly #mirror: Mirror;
   readonly #journal: Journal;
-  readonly #overlays = new Overlays();
+  readonly #peerWrites = new PeerWrites();
   readonly #entries = new SortedEntries();
   readonly #changes = new Changes();
   /** Counts changes, and is never below a version in it. */
@@ -60,30 +60,30 @@ export class View {
     this.#changes.announce(changed, this.#index);
   }
 
-  /** After a change of the mirror: what others offered may be in it now. */
+  /** After a change of the mirror: pending writes of others may be in it now. */
   showMirror(keys: readonly string[]): void {
-    this.show([...keys, ...this.#overlays.prune(this.#mirror)]);
+    this.show([...keys, ...this.#peerWrites.prune(this.#mirror)]);
   }
 
   /**
-   * Shows what a node offers in place of what it offered before.
+   * Shows the pending writes of a node in place of those of before.
    * @param version gives one for a new entry
-   * @returns what is not offered any longer and still shown: for {@link drop}, after a while
+   * @returns what is not pending any longer and still shown: for {@link drop}, after a while
    */
-  absorb(node: string, offer: Offer, version: () => number): Claim[] {
-    const { keys, withdrawn } = this.#overlays.absorb(node, offer, version);
+  absorb(node: string, pending: PendingWrites, version: () => number): Claim[] {
+    const { keys, withdrawn } = this.#peerWrites.replace(node, pending, version);
     this.showMirror(keys);
     return withdrawn;
   }
 
   /** Shows no longer what is still withdrawn. */
   drop(claims: readonly Claim[]): void {
-    this.show(this.#overlays.drop(claims));
+    this.show(this.#peerWrites.drop(claims));
   }
 
   /** When another node wrote the key meanwhile, in ms since the epoch. */
   overruledAt(key: string): number | undefined {
-    return this.#overlays.claim(key)?.at;
+    return this.#peerWrites.claim(key)?.at;
   }
 
   /**
@@ -101,7 +101,7 @@ export class View {
 
   #resolve(key: string): Entry | undefined {
     const own = this.#journal.get(key);
-    const claim = this.#overlays.claim(key);
+    const claim = this.#peerWrites.claim(key);
     if (own && own.at >= (claim?.at ?? 0)) return this.#journal.entry(key);
     return claim ? claim.entry : this.#mirror.get(key);
   }

@@ -1,14 +1,15 @@
 // Owns the replica of a remote store on this node: reads from memory, writes that can wait, both over its absence.
-// Must not decide who is right about a key: that is replica-settle.ts. The reasons are in docs/adr/0009-replica.md.
+// Must not decide who is right about a key: that is replica-merge.ts. The reasons are in docs/adr/0009-replica.md.
 import { setTimeout as sleep } from 'node:timers/promises';
 import { isDeepStrictEqual } from 'node:util';
 import { batches } from './batches.ts';
 import { StoreError } from './errors.ts';
-import { ReplicaFile, type Writes } from './replica-file.ts';
+import { openAndLoad, openAnew } from './replica-disk.ts';
+import type { Content, ReplicaFile, Writes } from './replica-file.ts';
 import { Journal } from './replica-journal.ts';
 import { Mirror } from './replica-mirror.ts';
-import { parseOffer, renderOffer, type Offer } from './replica-overlays.ts';
-import { planReplay, supersede, type Pending } from './replica-settle.ts';
+import { parsePendingWrites, renderPendingWrites, type PendingWrites } from './replica-peer-writes.ts';
+import { planReplay, coalesce, type JournalEntry } from './replica-merge.ts';
 import { View } from './replica-view.ts';
 import {
   decodeValue,
@@ -22,21 +23,25 @@ import {
   type Op,
   type ReadOptions,
   type Snapshot,
-  type Store,
+  type SharedStore,
 } from './store.ts';
 import { backOff, isPassing, watch } from './watch.ts';
 
 export interface ReplicaOptions {
   /** The shared store. It is the replica's from now on, and closed with it. */
-  remote: Store;
+  remote: SharedStore;
   /** Where the replica is kept, a SQLite file of its own. */
   file: string;
   /** Told of everything that failed and is tried again. For the log. */
   onError?: (error: unknown) => void;
   /** Told whenever {@link Replica.state} has changed. */
   onState?: (state: ReplicaState) => void;
+  /** Told in words of what is wrong with the file, in spite of which it goes on. */
+  onDisk?: (reason: string) => void;
   /** Told when the store has lost everything, and is being filled again. */
   onRefill?: () => void;
+  /** Whether a store without {@link sentinelKey} is filled again, once that can be told: not with what is another cluster's. Default: yes. */
+  mayRefill?: () => Promise<boolean>;
   /**
    * Told when a write of this node was dropped, because somebody else had written the key meanwhile.
    * @param ours undefined: deleted
@@ -47,16 +52,16 @@ export interface ReplicaOptions {
    * A key that is there for as long as the store keeps anything of ours. A store that has lost it was emptied or
    * replaced: it is filled again from what this node knows, rather than believed.
    */
-  anchor?: string;
+  sentinelKey?: string;
   /** Keys that are not filled in again, because they say who holds something now. */
   ephemeral?: readonly string[];
   /** How long another node's entry outlives its withdrawal at most, in ms: until the store has shown it. */
-  lingerMs?: number;
+  withdrawDelayMs?: number;
   /**
    * How long a write that can be done here waits for the remote, in ms. Well below the two seconds that Swarm gives the
    * balancers between deciding that a task ends and ending it: other nodes hear of it only after this.
    */
-  patienceMs?: number;
+  offlineAfterMs?: number;
   /** How long a write that cannot be done here waits for what was done here to reach the remote, in ms. */
   graceMs?: number;
   /** First and longest pause between attempts to reach the remote, in ms. */
@@ -84,23 +89,23 @@ export interface Difference {
   different: string[];
 }
 
-export interface Replica extends Store {
+export interface Replica extends SharedStore {
   /** Resolves once there is something to read: at once, if the file has a snapshot. Rejects if closed before. */
   readonly ready: Promise<void>;
   readonly state: ReplicaState;
-  /** What this node wrote while the remote was away, for other nodes to {@link absorb}. */
-  readonly offer: {
-    /** Another one whenever the contents changed; '' if there is nothing to offer. */
+  /** What this node wrote while the remote was away, for other nodes to {@link applyPeerWrites}. */
+  readonly pendingWrites: {
+    /** Another one whenever the contents changed; '' if there are none. */
     revision(): string;
     /** JSON. */
     read(): unknown;
   };
   /**
-   * Shows what another node offers as if it were in the store, in place of what it offered before.
-   * @param payload of its `offer.read()`; undefined if it offers nothing any longer
-   * @throws StoreError `corrupt` if it cannot be read; what it offered before stays
+   * Shows the pending writes of another node as if they were in the store, in place of those of before.
+   * @param payload of its `pendingWrites.read()`; undefined if it has none any longer
+   * @throws StoreError `corrupt` if it cannot be read; those of before stay
    */
-  absorb(node: string, payload: unknown): void;
+  applyPeerWrites(node: string, payload: unknown): void;
   /** Reads the remote afresh and compares. Changes that are on their way show up as differences: ask again. */
   compare(options?: ReadOptions): Promise<Difference>;
 }
@@ -108,24 +113,32 @@ export interface Replica extends Store {
 /** Versions given here are above all of a remote's (Raft indices, from 1 on), and still exact as JavaScript's numbers. */
 const firstOwnVersion = 2 ** 52;
 
+/**
+ * Every change is told with all there is. While many follow each other several are taken together: so many milliseconds pass for
+ * each entry, and so many at most, until the next one is asked for.
+ */
+const restPerEntryMs = 0.2;
+const longestRestMs = 250;
+
 /** How often a compare-and-set of the replica's own may be lost in sequence: a replay then pauses, a commit says so. */
 const maxTries = 20;
 
 /**
  * Opens the replica in `file`, creating it if need be. What the file has can be read at once, whether the remote
  * answers or not.
- * @throws StoreError as opening any SQLite file of ours: `locked`, `corrupt`, `unavailable`
+ * @throws StoreError `locked`
  */
 // Async, so that a throw is a rejection, as with everything else of a store.
 // eslint-disable-next-line @typescript-eslint/require-await
 export async function openReplica(options: ReplicaOptions): Promise<Replica> {
-  return new ReplicaStore(options, new ReplicaFile(options.file));
+  const { file, content } = openAndLoad(options.file, (reason) => options.onDisk?.(reason));
+  return new ReplicaStore(options, file, content);
 }
 
 class ReplicaStore implements Replica {
   readonly #options: ReplicaOptions;
-  readonly #remote: Store;
-  readonly #file: ReplicaFile;
+  readonly #remote: SharedStore;
+  #file: ReplicaFile;
   readonly #mirror: Mirror;
   readonly #journal: Journal;
   readonly #view: View;
@@ -151,14 +164,14 @@ class ReplicaStore implements Replica {
   /** Resolves when something that was pending no longer is. */
   #advance = Promise.withResolvers<undefined>();
   /** The last look afresh that began, and the one that will begin after it. */
-  #looking: Promise<unknown> = Promise.resolve();
-  #nextLook: Promise<void> | undefined;
+  #resyncing: Promise<unknown> = Promise.resolve();
+  #nextResync: Promise<void> | undefined;
 
-  constructor(options: ReplicaOptions, file: ReplicaFile) {
+  constructor(options: ReplicaOptions, file: ReplicaFile, content: Content) {
     this.#options = options;
     this.#remote = options.remote;
     this.#file = file;
-    const { entries, journal, offers, counters } = file.load();
+    const { entries, journal, offers, counters } = content;
     this.#mirror = new Mirror(entries, counters.index ?? 0);
     this.#journal = new Journal(journal);
     this.#version = counters.version ?? firstOwnVersion;
@@ -181,29 +194,29 @@ class ReplicaStore implements Replica {
     return { connected: this.#connected, since: this.#since, pending, index: this.#mirror.index };
   }
 
-  readonly offer = {
+  readonly pendingWrites = {
     revision: (): string => this.#journal.revision(),
-    read: (): unknown => renderOffer(this.#journal.all()),
+    read: (): unknown => renderPendingWrites(this.#journal.all()),
   };
 
   async get(key: string, { signal, fresh = false }: ReadOptions = {}): Promise<Entry | undefined> {
-    this.#readable(signal);
-    if (fresh) await this.#noticing(this.#look());
+    this.#assertReadable(signal);
+    if (fresh) await this.#trackFailure(this.#resync());
     return this.#view.get(key);
   }
 
   async list(prefix: string, { after, signal, fresh = false }: ListOptions = {}): Promise<Snapshot> {
-    this.#readable(signal);
-    if (fresh) await this.#noticing(this.#look());
+    this.#assertReadable(signal);
+    if (fresh) await this.#trackFailure(this.#resync());
     if (after !== undefined) {
       await this.#view.past(after, prefix, signal);
-      this.#readable(signal);
+      this.#assertReadable(signal);
     }
     return { index: this.#view.index, entries: this.#view.under(prefix) };
   }
 
   async commit(ops: readonly Op[], { signal, offline = false }: CommitOptions = {}): Promise<CommitResult> {
-    this.#isOpen(signal);
+    this.#assertOpen(signal);
     const own = copied(ops);
     const mayWait = (): boolean => offline && this.#known;
     // Not to make every container wait until an absent store has timed out; and never past what waits already.
@@ -214,7 +227,7 @@ class ReplicaStore implements Replica {
       const sent = own.map((op) => this.#view.asRemote(op, mayWait()));
       let result: CommitResult;
       try {
-        result = await this.#noticing(this.#send(sent, signal, mayWait()));
+        result = await this.#trackFailure(this.#send(sent, signal, mayWait()));
       } catch (error) {
         if (!isPassing(error) || !mayWait() || this.#closing.signal.aborted) throw error;
         return this.#commitHere(own);
@@ -226,14 +239,14 @@ class ReplicaStore implements Replica {
         ({ key, version }) => conflicts.has(key) && version === this.#mirror.version(key),
       );
       // The whole store, not the keys alone: who reads a key anew expects what was written with it.
-      if (isNews) await this.#noticing(this.#look());
+      if (isNews) await this.#trackFailure(this.#resync());
       if (tries === maxTries || own.some(({ key, version }) => conflicts.has(key) && version !== undefined))
         return result;
     }
   }
 
   async lock(key: string, value: unknown, options?: LockOptions): Promise<Lock> {
-    this.#isOpen(undefined);
+    this.#assertOpen(undefined);
     const ops = copied([{ op: 'set', key, value }]);
     const lock = await this.#remote.lock(key, value, options);
     const { version, lost } = lock;
@@ -246,15 +259,16 @@ class ReplicaStore implements Replica {
     return { key, version, lost, release };
   }
 
-  absorb(node: string, payload: unknown): void {
-    this.#isOpen(undefined);
-    const offer = payload === undefined ? { v: 1 as const, entries: [] } : parseOffer(node, payload);
-    this.#absorb(node, offer);
+  applyPeerWrites(node: string, payload: unknown): void {
+    this.#assertOpen(undefined);
+    const pending =
+      payload === undefined ? { v: 1 as const, entries: [] } : parsePendingWrites(node, payload);
+    this.#absorb(node, pending);
     this.#save({ offers: [[node, payload]] });
   }
 
   async compare({ signal }: ReadOptions = {}): Promise<Difference> {
-    this.#readable(signal);
+    this.#assertReadable(signal);
     const { entries } = await this.#remote.list('', { signal });
     const here = new Map(this.#view.under('').map(({ key, value }) => [key, value]));
     const difference: Difference = { missing: [], extra: [], different: [] };
@@ -278,13 +292,13 @@ class ReplicaStore implements Replica {
     await this.#remote.close();
   }
 
-  #isOpen(signal: AbortSignal | undefined): void {
+  #assertOpen(signal: AbortSignal | undefined): void {
     signal?.throwIfAborted();
     this.#closing.signal.throwIfAborted();
   }
 
-  #readable(signal: AbortSignal | undefined): void {
-    this.#isOpen(signal);
+  #assertReadable(signal: AbortSignal | undefined): void {
+    this.#assertOpen(signal);
     if (!this.#known)
       throw new StoreError(
         'unavailable',
@@ -294,18 +308,18 @@ class ReplicaStore implements Replica {
       );
   }
 
-  #absorb(node: string, offer: Offer): void {
-    const withdrawn = this.#view.absorb(node, offer, () => ++this.#version);
+  #absorb(node: string, pending: PendingWrites): void {
+    const withdrawn = this.#view.absorb(node, pending, () => ++this.#version);
     if (withdrawn.length === 0) return;
     setTimeout(() => {
       if (!this.#closing.signal.aborted) this.#view.drop(withdrawn);
-    }, this.#options.lingerMs ?? 5_000).unref();
+    }, this.#options.withdrawDelayMs ?? 5_000).unref();
   }
 
   /** From the disk. What an older version of us wrote there is worth no refusal to start. */
   #recall(node: string, payload: unknown): void {
     try {
-      this.#absorb(node, parseOffer(node, payload));
+      this.#absorb(node, parsePendingWrites(node, payload));
     } catch (error) {
       this.#options.onError?.(error);
     }
@@ -326,7 +340,7 @@ class ReplicaStore implements Replica {
       };
       try {
         for await (const snapshot of watch(this.#remote, '', options)) {
-          if (this.#hasLostAll(snapshot)) {
+          if (this.#hasLostAll(snapshot) && ((await this.#options.mayRefill?.()) ?? true)) {
             await this.#refill();
             // What comes next begins to count anew, whatever its index.
             this.#watched = Infinity;
@@ -336,6 +350,8 @@ class ReplicaStore implements Replica {
           await this.#replay();
           failures = 0;
           this.#setConnected(true);
+          const rest = Math.min(restPerEntryMs * snapshot.entries.length, longestRestMs);
+          await sleep(rest, undefined, { signal: options.signal }).catch(() => undefined);
         }
       } catch (error) {
         // Of whatever kind: also a failure of ours is no reason to go blind.
@@ -348,27 +364,27 @@ class ReplicaStore implements Replica {
   }
 
   #hasLostAll({ entries }: Snapshot): boolean {
-    const { anchor } = this.#options;
-    if (anchor === undefined || this.#mirror.get(anchor) === undefined) return false;
-    return !entries.some(({ key }) => key === anchor);
+    const { sentinelKey } = this.#options;
+    if (sentinelKey === undefined || this.#mirror.get(sentinelKey) === undefined) return false;
+    return !entries.some(({ key }) => key === sentinelKey);
   }
 
   /**
-   * Puts back what is not there, and nothing over what is: all nodes do so at once, and each knows all. The anchor comes
+   * Puts back what is not there, and nothing over what is: all nodes do so at once, and each knows all. The sentinelKey comes
    * last, so that nobody takes a store for whole that is half filled.
    */
   async #refill(): Promise<void> {
-    const { anchor, ephemeral = [], onRefill } = this.#options;
+    const { sentinelKey, ephemeral = [], onRefill } = this.#options;
     const signal = this.#closing.signal;
     onRefill?.();
     const last = [...this.#mirror.entries()].flatMap(([key, now]): Op[] =>
       now === undefined ? [] : [{ op: 'set', key, value: now.value, version: 0 }],
     );
-    const first = last.filter(({ key }) => key !== anchor && !ephemeral.includes(key));
-    for (const ops of [...batches(first), last.filter(({ key }) => key === anchor)]) {
+    const first = last.filter(({ key }) => key !== sentinelKey && !ephemeral.includes(key));
+    for (const ops of [...batches(first), last.filter(({ key }) => key === sentinelKey)]) {
       let rest = ops;
       for (;;) {
-        const result = await this.#noticing(this.#remote.commit(rest, { signal }));
+        const result = await this.#trackFailure(this.#remote.commit(rest, { signal }));
         if (result.ok) break;
         const taken = new Set(result.conflicts);
         rest = rest.filter(({ key }) => !taken.has(key));
@@ -395,18 +411,18 @@ class ReplicaStore implements Replica {
   }
 
   /** Brings the mirror to what the remote has now. */
-  #look(): Promise<void> {
+  #resync(): Promise<void> {
     // A look that runs may have been answered already; the next one is shared by all who come until it begins.
-    if (!this.#nextLook) {
-      this.#nextLook = this.#looking.then(async () => {
-        this.#nextLook = undefined;
+    if (!this.#nextResync) {
+      this.#nextResync = this.#resyncing.then(async () => {
+        this.#nextResync = undefined;
         const snapshot = await this.#remote.list('', { signal: this.#closing.signal });
-        this.#isOpen(undefined);
+        this.#assertOpen(undefined);
         if (!this.#hasLostAll(snapshot)) this.#take(snapshot);
       });
-      this.#looking = this.#nextLook.catch(() => undefined);
+      this.#resyncing = this.#nextResync.catch(() => undefined);
     }
-    return this.#nextLook;
+    return this.#nextResync;
   }
 
   /** Shows what the remote has acknowledged. See {@link Mirror.commit}. */
@@ -417,7 +433,7 @@ class ReplicaStore implements Replica {
     this.#save({ entries: changes });
     this.#view.showMirror(changes.map(([key]) => key));
     // The commit is done, whatever becomes of the look: the watch will bring what it would have.
-    if (open) await this.#noticing(this.#look()).catch(() => undefined);
+    if (open) await this.#trackFailure(this.#resync()).catch(() => undefined);
   }
 
   /** @param impatient give up early, because there is another way */
@@ -427,19 +443,22 @@ class ReplicaStore implements Replica {
     impatient: boolean,
   ): Promise<CommitResult> {
     if (!impatient) return this.#remote.commit(ops, { signal });
-    const { patienceMs = 500 } = this.#options;
+    const { offlineAfterMs = 500 } = this.#options;
     const giveUp = new AbortController();
     const timer = setTimeout(() => {
       giveUp.abort(
-        new StoreError('unavailable', `The shared store has not answered a write within ${patienceMs} ms.`),
+        new StoreError(
+          'unavailable',
+          `The shared store has not answered a write within ${offlineAfterMs} ms.`,
+        ),
       );
-    }, patienceMs);
+    }, offlineAfterMs);
     const signals = signal ? [signal, giveUp.signal] : [giveUp.signal];
     return this.#remote.commit(ops, { signal: AbortSignal.any(signals) }).finally(() => clearTimeout(timer));
   }
 
-  /** When an answer of the remote fails to come, the watch may be waiting for a change, and would not notice the return. */
-  async #noticing<R>(answer: Promise<R>): Promise<R> {
+  /** After a failed request the watch may still be blocked on a dead connection: it is restarted. */
+  async #trackFailure<R>(answer: Promise<R>): Promise<R> {
     try {
       return await answer;
     } catch (error) {
@@ -473,8 +492,28 @@ class ReplicaStore implements Replica {
       this.#file.write({ ...writes, ...all }, { durable: false });
       this.#unsaved = false;
     } catch (error) {
+      if (!this.#unsaved)
+        this.#options.onDisk?.(`the copy of the shared store is not kept on disk any more: ${text(error)}`);
       this.#unsaved = true;
-      this.#options.onError?.(error);
+    }
+  }
+
+  /** What is no longer pending must not be found on disk again: it would be replayed over what was written since. */
+  #forget(journal: readonly (readonly [key: string, now: JournalEntry | undefined])[]): void {
+    try {
+      // Durably: one that came back after the loss of power would be replayed, too.
+      this.#file.write({ journal }, { durable: true });
+    } catch {
+      const gone = new Map(journal);
+      const left = this.#journal.all().filter(({ key }) => !gone.has(key));
+      const changed = [...gone].filter(([, now]) => now !== undefined);
+      this.#file.close();
+      this.#file = openAnew(this.#options.file, (reason) => this.#options.onDisk?.(reason));
+      this.#unsaved = true;
+      this.#save({
+        journal: [...left.map((each) => [each.key, each] as const), ...changed],
+        counters: { index: this.#mirror.index, version: this.#version },
+      });
     }
   }
 
@@ -490,9 +529,7 @@ class ReplicaStore implements Replica {
       const value = op.op === 'set' ? op.value : undefined;
       if (op.op === 'check' || isDeepStrictEqual(this.#view.get(op.key)?.value, value)) return [];
       const { key } = op;
-      return [
-        supersede(this.#journal.get(key), { key, base: this.#mirror.version(key), value, version, at }),
-      ];
+      return [coalesce(this.#journal.get(key), { key, base: this.#mirror.version(key), value, version, at })];
     });
     if (pending.length === 0) return { ok: true, index: this.#view.index };
     this.#file.write(
@@ -524,7 +561,7 @@ class ReplicaStore implements Replica {
       ]);
       while (this.#journal.size > 0 && !ends.aborted) await settledOr(ends, this.#advance.promise);
     }
-    this.#isOpen(signal);
+    this.#assertOpen(signal);
     if (this.#journal.size === 0) return;
     throw new StoreError(
       'unavailable',
@@ -540,7 +577,7 @@ class ReplicaStore implements Replica {
       if (await this.#replaySome()) tries = 0;
       else if (tries >= maxTries)
         throw new StoreError('conflict', `What was written meanwhile changed ${tries} times during replay.`);
-      else await this.#look();
+      else await this.#resync();
     }
   }
 
@@ -558,7 +595,7 @@ class ReplicaStore implements Replica {
     const ops = writes.map(({ op }) => op);
     const before = new Map(ops.map(({ key }) => [key, this.#mirror.version(key)]));
     const result = await this.#remote.commit(ops, { signal: this.#closing.signal });
-    this.#isOpen(undefined);
+    this.#assertOpen(undefined);
     if (!result.ok) return false;
     // The mirror first: the view shows the pending entry until it is dropped, then the same value below it.
     const { changes } = this.#mirror.commit(ops, result.index, before);
@@ -568,15 +605,14 @@ class ReplicaStore implements Replica {
   }
 
   /** Forgets what the remote has or shall not have, unless it was written again meanwhile. */
-  #dropPending(pending: readonly Pending[]): void {
+  #dropPending(pending: readonly JournalEntry[]): void {
     if (pending.length === 0) return;
     const journal = pending.map(({ key, version }) => {
       const now = this.#journal.get(key);
       if (!now || now.version === version) return [key, undefined] as const;
       return [key, { ...now, base: this.#mirror.version(key) }] as const;
     });
-    // Durably: one that came back after the loss of power would be replayed over what was written later.
-    this.#file.write({ journal }, { durable: true });
+    this.#forget(journal);
     for (const [key, now] of journal)
       if (now) this.#journal.set(now);
       else this.#journal.remove(key);

@@ -77,7 +77,8 @@ export class SqliteFile {
   #takeLock(): DatabaseSync {
     const lock = this.translating(() => new DatabaseSync(`${this.file}.lock`, { timeout: 0 }));
     try {
-      lock.exec('BEGIN EXCLUSIVE');
+      // Its journal would take room, and there is nothing to roll back.
+      lock.exec('PRAGMA journal_mode = MEMORY; BEGIN EXCLUSIVE');
       return lock;
     } catch (cause) {
       lock.close();
@@ -92,14 +93,27 @@ export class SqliteFile {
   }
 
   #openDatabase(): DatabaseSync {
+    try {
+      return this.#openLocking('NORMAL');
+    } catch (error) {
+      if (primaryCode(error) !== sqlite.ioError) throw error;
+      // The index of the log is a file too, for which a full disk has no room. It is kept in memory where nobody else may look.
+      return this.#openLocking('EXCLUSIVE');
+    }
+  }
+
+  #openLocking(mode: 'NORMAL' | 'EXCLUSIVE'): DatabaseSync {
     const db = new DatabaseSync(this.file, { timeout: 1000 });
     try {
-      this.#checkSound(db);
+      db.exec(`PRAGMA locking_mode = ${mode}`);
+      const found = this.#checkSound(db);
       // FULL: a commit is on the disk when it returns, not only in the kernel's cache; the loss of power counts too.
       db.exec('PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL');
-      db.exec(
-        `BEGIN IMMEDIATE; ${this.#layout.schema}; PRAGMA user_version = ${this.#layout.version}; COMMIT`,
-      );
+      // What is as it should be is not written: that takes room too.
+      if (found < this.#layout.version)
+        db.exec(
+          `BEGIN IMMEDIATE; ${this.#layout.schema}; PRAGMA user_version = ${this.#layout.version}; COMMIT`,
+        );
       return db;
     } catch (error) {
       db.close();
@@ -107,8 +121,8 @@ export class SqliteFile {
     }
   }
 
-  /** Before anything is written: a damaged or foreign file is left for a human to look at. */
-  #checkSound(db: DatabaseSync): void {
+  /** Before anything is written: a damaged or foreign file is left for a human to look at. @returns its layout */
+  #checkSound(db: DatabaseSync): number {
     const found = (db.prepare('PRAGMA quick_check(1)').get() as { quick_check: string }).quick_check;
     if (found !== 'ok') throw this.#corrupt(found);
     const version = (db.prepare('PRAGMA user_version').get() as { user_version: number }).user_version;
@@ -118,6 +132,7 @@ export class SqliteFile {
         `The store ${this.file} has layout ${version}, this Causeway knows ${this.#layout.version}: it was written ` +
           'by a newer version. Install that version again, or move the file away to start empty. Nothing was changed.',
       );
+    return version;
   }
 
   #translate(cause: unknown): unknown {
@@ -157,7 +172,7 @@ function makeDirectory(file: string): void {
 }
 
 /** Primary result codes, https://sqlite.org/rescode.html */
-const sqlite = { busy: 5, corrupt: 11, notADatabase: 26 } as const;
+const sqlite = { busy: 5, ioError: 10, corrupt: 11, notADatabase: 26 } as const;
 
 /** An extended result code keeps the primary one in its lowest byte. */
 function primaryCode(error: unknown): number | undefined {

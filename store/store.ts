@@ -109,13 +109,17 @@ export interface Store {
    * `unavailable` it is not known whether it happened: read.
    */
   commit(ops: readonly Op[], options?: CommitOptions): Promise<CommitResult>;
+  /** Ends pending reads with code `closed`, and gives up what is locked. May be called twice. */
+  close(): Promise<void>;
+}
+
+/** A store that several nodes use. */
+export interface SharedStore extends Store {
   /**
    * Resolves once this process holds `key`, which then has `value`. Waits for the present holder, in no order among
    * those who wait, and patiently while the store is unavailable.
    */
   lock(key: string, value: unknown, options?: LockOptions): Promise<Lock>;
-  /** Ends pending reads with code `closed`, and gives up what is locked. May be called twice. */
-  close(): Promise<void>;
 }
 
 /** Consul's limit for one transaction; the embedded store keeps it too, so that nothing works on one of them alone. */

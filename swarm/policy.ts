@@ -15,7 +15,13 @@ const prefix = 'causeway.';
 export interface Read<T> {
   value: T;
   problems: string[];
+  /** One of them was to say who may use published ports: nobody may, until it can be read. */
+  closed?: true;
 }
+
+/** Names that mean to say so, misspelt or not: what somebody wanted to keep closed is not open for a slip of his. */
+const isAboutAccess = (name: string): boolean =>
+  /^causeway\.(publish(\.|$)|.*(allow|deny|bind)$)/.test(name.trim().toLowerCase());
 
 /** A reader throws an {@link Unusable} that completes the sentence "LABEL=VALUE: …". */
 type Readers<T> = Record<string, (text: string) => T>;
@@ -37,6 +43,7 @@ const ofService: Readers<PolicyRecord> = {
   'causeway.lb.affinity': (text) => ({ affinity: whole(text, 1, 86_400, 'seconds') }),
   'causeway.lb.locality': (text) => ({ locality: oneOf(localities, text) }),
   'causeway.lb.drain': (text) => ({ drain: whole(text, 0, 86_400, 'seconds') }),
+  'causeway.lb.slow-start': (text) => ({ slowStart: whole(text, 1, 3_600, 'seconds') }),
   'causeway.health': (text) => ({ health: check(text) }),
   'causeway.health.interval': (text) => ({ healthInterval: whole(text, 1, 3_600, 'seconds') }),
   'causeway.health.rise': (text) => ({ healthRise: whole(text, 1, 100, 'checks') }),
@@ -50,22 +57,37 @@ const ofTask: Readers<{ weight: number }> = {
 
 /** @param labels of the service itself (`--label`) */
 export function readPolicy(labels: Record<string, string> | null | undefined): Read<PolicyRecord> {
-  const policy = read(labels, ofService, ofTask, 'a label of containers: set it by --container-label');
+  const policy = closing(
+    read(labels, ofService, ofTask, 'a label of containers: set it by --container-label'),
+  );
   if (policy.value.health === undefined)
     for (const [name, text] of Object.entries(labels ?? {}))
       if (name in ofService && name.startsWith('causeway.health.'))
         policy.problems.push(`${name}=${text}: nothing is checked without causeway.health`);
+  const { slowStart, scheduler, affinity } = policy.value;
+  const fixed =
+    scheduler !== undefined && !growing.has(scheduler) ? `causeway.lb.scheduler=${scheduler}` : undefined;
+  const why = affinity === undefined ? fixed : `causeway.lb.affinity=${affinity}`;
+  if (slowStart !== undefined && why !== undefined) {
+    policy.problems.push(`causeway.lb.slow-start=${slowStart}: no share grows with ${why}`);
+    delete policy.value.slowStart;
+  }
   return policy;
 }
 
+/** Schedulers that give each task its share: to others all are the same, or each client has its task. */
+const growing: ReadonlySet<string> = new Set(['wrr', 'wlc']);
+
 /** @param labels of a container that is of no service (`docker run --label`) */
 export function readContainerPolicy(labels: Record<string, string> | null | undefined): Read<PolicyRecord> {
-  return read(
-    labels,
-    ofContainer,
-    { ...ofService, ...ofTask },
-    'a label of services, not of single containers',
+  return closing(
+    read(labels, ofContainer, { ...ofService, ...ofTask }, 'a label of services, not of single containers'),
   );
+}
+
+/** The access that was not understood as a part of the policy. */
+function closing<T extends PolicyRecord>(found: Read<T>): Read<T> {
+  return found.closed ? { ...found, value: { ...found.value, closed: true } } : found;
 }
 
 /** @param labels of the service's containers (`--container-label`) */
@@ -81,8 +103,9 @@ function read<T extends object>(
 ): Read<Partial<T>> {
   const value: Partial<T> = {};
   const problems: string[] = [];
+  let closed = false;
   for (const [name, text] of Object.entries(labels ?? {}).sort(([a], [b]) => (a < b ? -1 : 1))) {
-    if (!name.startsWith(prefix)) continue;
+    if (!name.trim().toLowerCase().startsWith(prefix)) continue;
     try {
       const reader = readers[name];
       if (reader === undefined)
@@ -96,10 +119,14 @@ function read<T extends object>(
       Object.assign(value, reader(text.trim()));
     } catch (error) {
       if (!(error instanceof Unusable)) throw error;
-      problems.push(`${name}=${text}: ${error.message}`);
+      const closes = isAboutAccess(name);
+      closed ||= closes;
+      problems.push(
+        `${name}=${text}: ${error.message}${closes ? '. Published ports are closed to everybody until it is put right' : ''}`,
+      );
     }
   }
-  return { value, problems };
+  return { value, problems, ...(closed && { closed }) };
 }
 
 function oneOf<T extends string>(choices: readonly T[], text: string): T {

@@ -4,11 +4,23 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { isDeepStrictEqual } from 'node:util';
 import { batches } from '../store/batches.ts';
+import { StoreError } from '../store/errors.ts';
 import type { Op, Store } from '../store/store.ts';
 import type { Records } from '../store/records.ts';
-import { DockerError, type Docker, type Network, type Node, type Service, type Task } from './docker.ts';
-import { Hints } from './hints.ts';
-import { Pace } from './pace.ts';
+import {
+  DockerError,
+  type Docker,
+  type Info,
+  type Listed,
+  type Network,
+  type Node,
+  type Service,
+  type Task,
+} from './docker.ts';
+import type { EngineHealth } from './engine-health.ts';
+import { Wakeup } from './wakeup.ts';
+import { NodeInfo } from './node-info.ts';
+import { PollSchedule } from './poll-schedule.ts';
 import { nextDrained, renderServices, whatIsUnderWay, type UnderWay } from './services.ts';
 
 /** The part of pino that is used here. */
@@ -16,12 +28,15 @@ export interface Log {
   info(fields: object, message: string): void;
   warn(fields: object, message: string): void;
   debug(fields: object, message: string): void;
+  error(fields: object, message: string): void;
 }
 
 /** One complete look at Docker, all lists read. */
 export interface Observation {
   networks: readonly Network[];
-  /** What a manager knows; undefined on a worker. Empty where there is no Swarm. */
+  /** From which Docker takes the subnets of its overlay networks; empty where that is not known. */
+  addressPools: readonly string[];
+  /** What the manager knows that leads; undefined on all other nodes. Empty where there is no Swarm. */
   swarm: Swarm | undefined;
 }
 
@@ -33,13 +48,28 @@ export interface Swarm {
   tasks: readonly Task[];
   /** Empty where there is no Swarm. */
   nodes: readonly Node[];
+  /** Services of which not all could be read, by id, and why: what was published of them stays. */
+  unreadable: ReadonlyMap<string, string>;
+}
+
+/** What Docker says of the Swarm that this node is in. */
+export interface Belonging {
+  info: Info['Swarm'];
+  /** This node is the manager that was elected. */
+  leader: boolean;
+  /** As managers list them. */
+  nodes: readonly Node[];
 }
 
 export interface PublisherOptions {
   docker: Docker;
+  /** Told of each look whether Docker answered it. */
+  health: Pick<EngineHealth, 'answered' | 'failed'>;
   store: Store;
   records: Records;
   log: Log;
+  /** Whether the records are those of the Swarm that this node is in. Absent: they always are. */
+  belongs?: (seen: Belonging) => Promise<boolean>;
   /**
    * Whether this node writes for the cluster, by what it knows of Swarm; with operations that make each commit fail
    * when that is no longer so. Undefined: it does not.
@@ -52,6 +82,15 @@ export interface PublisherOptions {
   observed: (observation: Observation, elected: boolean) => void;
   /** Milliseconds of Unix time. */
   now: () => number;
+  /** Ports that no service can publish, as `8500/tcp`, and whose they are; absent: none. */
+  reserved?: ReadonlyMap<string, string>;
+}
+
+/** As long as the publisher runs. */
+interface Publishing extends PublisherOptions {
+  /** What was told once. */
+  told: Set<string>;
+  info: NodeInfo;
 }
 
 const hintTypes = ['service', 'container', 'network', 'node'] as const;
@@ -62,11 +101,12 @@ const noise = /^(exec_|top$|attach$|resize$)/;
 const glanceLimit = 100;
 
 /** Runs until the signal aborts; throws nothing else. */
-export async function runPublisher(options: PublisherOptions, signal: AbortSignal): Promise<void> {
-  const hints = new Hints();
+export async function runPublisher(how: PublisherOptions, signal: AbortSignal): Promise<void> {
+  const options: Publishing = { ...how, told: new Set(), info: new NodeInfo(how.docker) };
+  const hints = new Wakeup();
   const listening = Promise.all([listen(options, hints, signal), follow(options, hints, signal)]);
-  const pace = new Pace();
-  let silent = false;
+  const pace = new PollSchedule();
+  let troubled = false;
   let seen: Seen | undefined;
   while (!signal.aborted) {
     const { look, wait } = pace.next();
@@ -83,27 +123,29 @@ export async function runPublisher(options: PublisherOptions, signal: AbortSigna
       pace.looked(glanced ? 'glance' : 'whole', performance.now() - began, {
         underWay: seen.underWay,
         dueIn: seen.due - options.now(),
+        bystander: seen.swarm === undefined,
       });
-      if (silent) options.log.info({}, 'Docker answers again: services are up to date');
-      silent = false;
+      if (troubled) options.log.info({}, 'services updated again');
+      troubled = false;
     } catch (error) {
-      if (!silent)
-        options.log.warn({ error }, 'Docker does not tell its services: balancing goes on with those known');
-      silent = true;
+      if (!troubled)
+        options.log.warn({ error }, 'cannot update services, balancing with the last known ones');
+      troubled = true;
       pace.failed();
     }
   }
   await listening;
 }
 
-async function listen({ docker, log }: PublisherOptions, hints: Hints, signal: AbortSignal): Promise<void> {
+async function listen({ docker, log }: PublisherOptions, hints: Wakeup, signal: AbortSignal): Promise<void> {
   while (!signal.aborted) {
     try {
       // What happened while nobody listened is found by looking.
-      hints.give();
-      for await (const { Action } of docker.events(hintTypes, signal)) if (!noise.test(Action)) hints.give();
+      hints.notify();
+      for await (const { Action } of docker.events(hintTypes, signal))
+        if (!noise.test(Action)) hints.notify();
     } catch (error) {
-      log.debug({ error }, 'the stream of Docker events ended');
+      log.debug({ error }, 'Docker event stream ended');
     }
     await sleep(1000, undefined, { signal }).catch(() => undefined);
   }
@@ -113,8 +155,8 @@ async function listen({ docker, log }: PublisherOptions, hints: Hints, signal: A
  * An endpoint that comes or goes is a hint too: Docker tells of its own containers only, and a task of another node
  * joins its network moments before Swarm hears that it runs.
  */
-async function follow({ records }: PublisherOptions, hints: Hints, signal: AbortSignal): Promise<void> {
-  for await (const _ of records.endpoints.watch({ signal })) hints.give();
+async function follow({ records }: PublisherOptions, hints: Wakeup, signal: AbortSignal): Promise<void> {
+  for await (const _ of records.endpoints.watch({ signal })) hints.notify();
 }
 
 /** What the last look found. */
@@ -127,9 +169,12 @@ interface Seen {
 
 const nothing: Pick<Seen, 'underWay' | 'due'> = { underWay: { updating: [], starting: [] }, due: Infinity };
 
-async function lookAtAll(options: PublisherOptions, signal: AbortSignal): Promise<Seen> {
-  const observation = await observe(options.docker, signal);
-  const { swarm } = observation;
+async function lookAtAll(options: Publishing, signal: AbortSignal): Promise<Seen> {
+  const [{ swarm: heard, ...rest }, belonging] = await hear(options, signal);
+  const belongs = (await options.belongs?.(belonging)) ?? true;
+  // In the records of another Swarm this one is nobody's to look after.
+  const swarm = belongs ? heard : undefined;
+  const observation = { ...rest, swarm };
   const fence = await options.elect(swarm, signal);
   const next = fence === undefined || swarm === undefined ? nothing : await publish(options, swarm, fence);
   options.observed(observation, fence !== undefined);
@@ -143,18 +188,19 @@ async function lookAtAll(options: PublisherOptions, signal: AbortSignal): Promis
  * @returns undefined when that cannot be told without a look at all
  */
 async function glance(
-  options: PublisherOptions,
+  options: Publishing,
   { swarm: before, underWay }: Seen,
   signal: AbortSignal,
 ): Promise<Seen | undefined> {
   const wanted = [...underWay.updating, ...underWay.starting].slice(0, glanceLimit);
   if (before === undefined || wanted.length === 0) return undefined;
   const { docker, elect } = options;
-  const services = await docker.services(signal, wanted);
+  const { rows: services } = await docker.services(signal, wanted);
   // One that is gone is an error to those who ask for its tasks, and the others' are not told.
   const ids = new Set(services.map(({ ID }) => ID));
   if (!wanted.every((id) => ids.has(id))) return undefined;
-  const tasks = await docker.tasks(signal, wanted);
+  const { rows: tasks, unreadable } = await docker.tasks(signal, wanted);
+  if (unreadable.length > 0) return undefined;
   const swarm = {
     ...before,
     services: [...before.services.filter(({ ID }) => !ids.has(ID)), ...services],
@@ -165,31 +211,66 @@ async function glance(
   return next && { swarm, ...next };
 }
 
-async function observe(docker: Docker, signal: AbortSignal): Promise<Observation> {
+/** Sees all there is to see, and tells whether it could. */
+async function hear(
+  { docker, info, health }: Publishing,
+  signal: AbortSignal,
+): Promise<[Observation, Belonging]> {
   try {
+    const observed = await observe(docker, info, signal);
+    health.answered();
+    return observed;
+  } catch (error) {
+    if (!signal.aborted) health.failed(error);
+    throw error;
+  }
+}
+
+async function observe(
+  docker: Docker,
+  nodeInfo: NodeInfo,
+  signal: AbortSignal,
+): Promise<[Observation, Belonging]> {
+  try {
+    const [nodes, networks] = await Promise.all([docker.nodes(signal), docker.networks(signal)]);
+    const info = await nodeInfo.get(nodes, signal);
+    const leader = nodes.find(({ ID }) => ID === info.NodeID)?.ManagerStatus?.Leader ?? false;
+    // The others would ask the leader for its lists, each as often as it does itself, and do nothing with them.
+    const addressPools = info.Cluster?.DefaultAddrPool ?? [];
+    const belonging = { info, leader, nodes };
+    if (!leader) return [{ networks, addressPools, swarm: undefined }, belonging];
     // Services before tasks: a task of a service that is too new to be in the list is dropped, and seen next time.
     const services = await docker.services(signal);
-    const [tasks, networks, nodes, info] = await Promise.all([
-      docker.tasks(signal),
-      docker.networks(signal),
-      docker.nodes(signal),
-      docker.info(signal),
-    ]);
-    const leader = nodes.find(({ ID }) => ID === info.Swarm.NodeID)?.ManagerStatus?.Leader ?? false;
-    return { networks, swarm: { leader, services, tasks, nodes } };
+    const tasks = await docker.tasks(signal);
+    const unreadable = new Map([...unreadableOf(services, 'ID'), ...unreadableOf(tasks, 'ServiceID')]);
+    const swarm = { leader, services: services.rows, tasks: tasks.rows, nodes, unreadable };
+    return [{ networks, addressPools, swarm }, belonging];
   } catch (error) {
     // 503 is Docker's word for "this node is not a manager"; 406 was, in older versions.
     if (!(error instanceof DockerError && (error.status === 503 || error.status === 406))) throw error;
-    const [{ Swarm }, networks] = await Promise.all([docker.info(signal), docker.networks(signal)]);
+    const [info, networks] = await Promise.all([nodeInfo.get(undefined, signal), docker.networks(signal)]);
     const swarm =
-      Swarm.LocalNodeState === 'inactive' ? { leader: false, services: [], tasks: [], nodes: [] } : undefined;
-    return { networks, swarm };
+      info.LocalNodeState === 'inactive'
+        ? { leader: false, services: [], tasks: [], nodes: [], unreadable: new Map<string, string>() }
+        : undefined;
+    return [
+      { networks, addressPools: [], swarm },
+      { info, leader: false, nodes: [] },
+    ];
   }
+}
+
+/** @returns ids of services and why not all of them could be read */
+function unreadableOf({ unreadable }: Listed<unknown>, key: string): [string, string][] {
+  return unreadable.flatMap(({ value, reason }) => {
+    const id = (value as Record<string, unknown> | null)?.[key];
+    return typeof id === 'string' ? [[id, `Docker’s answer cannot be read: ${reason}`]] : [];
+  });
 }
 
 /** Writes what changed, and only that. @returns undefined when another manager has taken over */
 async function publish(
-  { store, records, log, now }: PublisherOptions,
+  { store, records, log, now, told, reserved }: Publishing,
   swarm: Swarm,
   fence: readonly Op[],
 ): Promise<Pick<Seen, 'underWay' | 'due'> | undefined> {
@@ -198,11 +279,17 @@ async function publish(
     records.endpoints.list(),
     records.services.list(),
   ]);
+  const tell = (what: string, say: () => void): void => {
+    if (!told.has(what)) say();
+    told.add(what);
+  };
   const before = new Map(services.rows.map(({ id, value }) => [id, value]));
-  const wanted = renderServices(swarm.services, swarm.tasks, {
+  const readable = swarm.services.filter(({ ID }) => !swarm.unreadable.has(ID));
+  const wanted = renderServices(readable, swarm.tasks, {
     networks: new Set(networks.rows.map(({ id }) => id)),
     endpoints: new Set(endpoints.rows.map(({ value }) => `${value.network} ${value.address}`)),
     before,
+    ...(reserved && { reserved }),
     now: now(),
   });
   const ops: Op[] = [];
@@ -212,17 +299,44 @@ async function publish(
     if (record.problems !== undefined && !isDeepStrictEqual(known?.problems, record.problems))
       log.warn(
         { service: record.name, problems: record.problems },
-        'labels of a service are left out of account',
+        'service has settings that cannot be applied',
       );
     before.delete(record.id);
   }
+  for (const [id, reason] of swarm.unreadable) {
+    const known = before.get(id);
+    before.delete(id);
+    tell(`${id} ${reason}`, () =>
+      log.error({ service: known?.name ?? id, reason }, 'service record kept as it was'),
+    );
+    const marked = known && { ...known, problems: [reason] };
+    if (marked !== undefined && !isDeepStrictEqual(marked, known)) ops.push(records.services.set(id, marked));
+  }
   for (const id of before.keys()) ops.push(records.services.remove(id));
   for (const commit of batches(ops, fence)) {
-    // Services have one owner, so a manager that Swarm elected may write while the store is away.
-    const { ok } = await store.commit(commit, { offline: true });
-    if (!ok) return undefined;
+    try {
+      // Services have one owner, so a manager that Swarm elected may write while the store is away.
+      const { ok } = await store.commit(commit, { offline: true });
+      if (!ok) return undefined;
+    } catch (error) {
+      // One that the store does not take costs only itself.
+      if (!(error instanceof StoreError && error.code === 'invalid')) throw error;
+      for (const op of commit.slice(fence.length)) {
+        const alone = await store.commit([...fence, op], { offline: true }).catch((reason: unknown) => {
+          if (!(reason instanceof StoreError && reason.code === 'invalid')) throw reason;
+          tell(`${op.key} ${reason.message}`, () =>
+            log.error(
+              { error: reason, key: op.key },
+              'service record rejected by the store, keeping the last one',
+            ),
+          );
+          return { ok: true };
+        });
+        if (!alone.ok) return undefined;
+      }
+    }
   }
-  if (ops.length > 0) log.debug({ changes: ops.length }, 'published what Swarm says');
+  if (ops.length > 0) log.debug({ changes: ops.length }, 'services published');
   const ours = new Set(wanted.map(({ id }) => id));
   const underWay = whatIsUnderWay(
     swarm.services.filter(({ ID }) => ours.has(ID)),

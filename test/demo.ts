@@ -9,6 +9,7 @@ import { LockedError, withLock } from '../rootfs/lock.ts';
 import { cluster } from './demo/cluster.ts';
 import { oneNode } from './demo/one-node.ts';
 import { say, type Show } from './demo/stage.ts';
+import { parseEngine, type EngineName } from './lab/engines.ts';
 import { prepareImage } from './lab/image.ts';
 import { Lab } from './lab/lab.ts';
 
@@ -25,11 +26,13 @@ async function main(): Promise<void> {
   const { values } = parseArgs({
     options: {
       nodes: { type: 'string', default: '1' },
+      engine: { type: 'string', default: '20.10' },
       once: { type: 'boolean', default: false },
       down: { type: 'boolean', default: false },
     },
   });
   const show = chooseShow(Number(values.nodes));
+  const engine = parseEngine(values.engine);
   await mkdir(join(root, 'build/cache'), { recursive: true });
   // Held for the demo's whole life: tells a running demo from what a crashed one has left.
   await withLock(lockFile, { timeoutMs: 0 }, async () => {
@@ -39,7 +42,7 @@ async function main(): Promise<void> {
     }
     if (values.down) return;
     try {
-      await run(show, values.once);
+      await run(show, engine, values.once);
     } finally {
       say('removing the lab');
       await Lab.down(labName);
@@ -57,12 +60,12 @@ function chooseShow(nodes: number): Show {
   );
 }
 
-async function run(show: Show, onlyOnce: boolean): Promise<void> {
+async function run(show: Show, engine: EngineName, onlyOnce: boolean): Promise<void> {
   const signal = AbortSignal.any([stop.signal, AbortSignal.timeout(limitMs)]);
   const step = (name: string) => ({ progress: (line: string) => say(`${name}: ${line}`), signal });
   await buildPlugin(step('plugin'));
   const image = await prepareImage(step('image'));
-  const lab = await Lab.up({ name: labName, nodes: show.nodes, ...step('engine') });
+  const lab = await Lab.up({ name: labName, nodes: show.nodes, engine, ...step('engine') });
   try {
     await show.deploy(lab, image, signal);
     const troubles = await show.show(lab, signal);

@@ -1,12 +1,17 @@
 // Owns `npm test`: every stage in order, from pure to real, and the sum at the end.
 // Must not hide a stage that could not run: it says why, and with CI=true that is a failure.
-import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { glob, mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { execa } from 'execa';
 import { buildPlugin } from '../rootfs/build.ts';
+import { defaultEngine, prepareEngine, type EngineName } from './lab/engines.ts';
+import { prepareTools } from './lab/tools.ts';
+import { keepShown, showing, whatIsUntrue } from './support-page.ts';
+import { whereTheTimeWent } from './durations.ts';
 import type { Count } from './reporter.ts';
+import { prepareImage } from './lab/image.ts';
 import { prepareDockerDisk } from './lab/vm/docker.ts';
 import { prepareConsul } from './lab/consul.ts';
 import type { Disk } from './lab/vm/qemu.ts';
@@ -16,6 +21,8 @@ interface Stage {
   name: string;
   /** What it shows, for those who watch. */
   shows: string;
+  /** The Docker Engines that it runs, where docs/support.md tells what it shows. */
+  engines?: readonly EngineName[];
   /** Needs root, for network namespaces or Debian packages. Has the machine for itself; the others run side by side. */
   root: boolean;
   /** @param print where to write what it says; a stage with the machine for itself writes by itself, as it goes */
@@ -24,7 +31,7 @@ interface Stage {
 
 type Print = (text: string) => void;
 
-const none: Count = { passed: 0, failed: 0, skipped: 0, failures: [] };
+const none: Count = { passed: 0, failed: 0, skipped: 0, failures: [], passes: [], times: [] };
 
 const root = join(import.meta.dirname, '..');
 const bin = (name: string): string => join(root, 'node_modules/.bin', name);
@@ -34,9 +41,9 @@ async function single(print: Print, file: string, ...args: string[]): Promise<Co
   const { failed, all } = await execa(bin(file), args, { cwd: root, all: true, reject: false });
   if (all !== '') print(`${all}\n`);
   return {
+    ...none,
     passed: failed ? 0 : 1,
     failed: failed ? 1 : 0,
-    skipped: 0,
     failures: failed ? [[file, ...args].join(' ')] : [],
   };
 }
@@ -65,12 +72,16 @@ const command = (patterns: string[]): [string, ...string[]] => [
 ];
 
 /** @param print given: told all at the end */
-async function mocha(patterns: string[], print?: Print): Promise<Count> {
+async function mocha(
+  patterns: string[],
+  print?: Print,
+  more: Readonly<Record<string, string>> = {},
+): Promise<Count> {
   const directory = await mkdtemp(join(tmpdir(), 'causeway-test-'));
   const file = join(directory, 'count.json');
   try {
     const [program, ...args] = command(patterns);
-    const env = { CAUSEWAY_TEST_COUNT: file };
+    const env = { ...more, CAUSEWAY_TEST_COUNT: file };
     const how = print === undefined ? ({ stdio: 'inherit' } as const) : ({ all: true } as const);
     const { exitCode, all } = await execa(program, args, { cwd: root, env, reject: false, ...how });
     if (typeof all === 'string') print?.(`${all}\n`);
@@ -78,6 +89,37 @@ async function mocha(patterns: string[], print?: Print): Promise<Count> {
   } finally {
     await rm(directory, { recursive: true, force: true });
   }
+}
+
+/** Settings of a newer engine than the one that the Docker stage runs. */
+const engineOnly = 'test/docker/engine-settings.test.ts';
+
+/** What newer engines show every time: the rest of the Docker suite is shown by 20.10. */
+const engineSuites: readonly { engine: EngineName; suite: string[] }[] = [
+  { engine: '28', suite: ['--grep', '#engines', 'test/docker/cluster.test.ts'] },
+  { engine: '26', suite: ['--grep', '#engines', 'test/docker/cluster.test.ts'] },
+  { engine: '28', suite: [engineOnly] },
+  { engine: '26', suite: ['--grep', '#main', 'test/docker/single-node.test.ts'] },
+  { engine: '28', suite: ['--grep', '#main', 'test/docker/single-node.test.ts'] },
+];
+
+/** One after the other: three nodes under load keep two processors busy. */
+async function mochaOnEngines(): Promise<Count> {
+  const progress = (line: string): void => console.log(`  ${line}`);
+  await prepareTools({ progress });
+  await prepareImage({ progress });
+  for (const engine of new Set(engineSuites.map((each) => each.engine)))
+    await prepareEngine(engine, { progress });
+  let sum = none;
+  for (const { engine, suite } of engineSuites) {
+    const print = (text: string): void =>
+      console.log(text.replace(/^/gm, `${engine} │ `).replaceAll(/ +$/gm, ''));
+    const count = await mocha(suite, print, { CAUSEWAY_TEST_ENGINE: engine });
+    // The same file has a time with each engine.
+    const times = count.times.map((time) => ({ ...time, file: `${time.file} (${engine})` }));
+    sum = add(sum, { ...count, times });
+  }
+  return sum;
 }
 
 /** The emulated processor is about this much slower than the machine's own. */
@@ -144,12 +186,20 @@ function parseCount(text: string, exitCode: number | undefined): Count {
   return { ...count, failed: 1, failures: [`mocha ended with code ${String(exitCode)}`] };
 }
 
-const fast = [
-  'test/unit/**/*.test.ts',
-  'test/contract/**/*.test.ts',
-  'test/protocol/**/*.test.ts',
-  'test/scenario/**/*.test.ts',
+/** Files that wait for a clock. Begun last, one process would wait for the other's at the end. */
+const slowest = [
+  'test/unit/swarm/publisher.test.ts',
+  'test/protocol/calls.test.ts',
+  'test/unit/plugin/reconciler.test.ts',
 ];
+
+/** What needs no kernel, the slowest first. */
+async function fastFiles(): Promise<string[]> {
+  const [first, rest]: [string[], string[]] = [[], []];
+  for await (const file of glob('test/{unit,contract,protocol,scenario}/**/*.test.ts', { cwd: root }))
+    (slowest.includes(file) ? first : rest).push(file);
+  return [...first, ...rest.sort()];
+}
 
 const stages: Stage[] = [
   {
@@ -169,7 +219,7 @@ const stages: Stage[] = [
     shows: 'plans, records, protocol, without a kernel',
     root: false,
     // Half of it is waiting for a clock.
-    run: (print) => mocha(['--parallel', '--jobs', '2', ...fast], print),
+    run: async (print) => mocha(['--parallel', '--jobs', '2', ...(await fastFiles())], print),
   },
   {
     name: 'consul',
@@ -186,8 +236,22 @@ const stages: Stage[] = [
   {
     name: 'docker',
     shows: 'the plugin in a real Docker Engine, one-node Swarm, on this kernel',
+    engines: [defaultEngine()],
     root: true,
-    run: () => mocha(['test/docker/**/*.test.ts', 'test/lab/**/*.test.ts']),
+    run: () => mocha(['--ignore', engineOnly, 'test/docker/**/*.test.ts', 'test/lab/**/*.test.ts']),
+  },
+  {
+    name: 'workloads',
+    shows: 'servers from Debian’s packages in stacks as users have them, on three nodes',
+    root: true,
+    run: () => mocha(['test/workloads/**/*.test.ts']),
+  },
+  {
+    name: 'engines',
+    shows: 'the main job in newer Docker Engines, one node and three, and with settings that people have',
+    engines: [...new Set(engineSuites.map((each) => each.engine))],
+    root: true,
+    run: mochaOnEngines,
   },
   {
     name: 'ipvs',
@@ -215,6 +279,8 @@ function add(a: Count, b: Count): Count {
     failed: a.failed + b.failed,
     skipped: a.skipped + b.skipped,
     failures: [...a.failures, ...b.failures],
+    passes: [...a.passes, ...b.passes],
+    times: [...a.times, ...b.times],
   };
 }
 
@@ -236,6 +302,7 @@ async function main(): Promise<void> {
     await buildPlugin({ progress: (line) => console.log(`  ${line}`) });
   }
   let sum = none;
+  const stageTimes = new Map<string, number>();
   const perform = async (stage: Stage): Promise<void> => {
     const title = `\n── ${stage.name}: ${stage.shows}\n`;
     let text = '';
@@ -245,8 +312,21 @@ async function main(): Promise<void> {
     let count: Count = { ...none, skipped: 1 };
     if (stage.root && !isRoot)
       console.log('skipped: it makes network namespaces or unpacks Debian packages, which takes root');
-    else count = await stage.run((more) => (text += more));
-    const seconds = ((performance.now() - started) / 1000).toFixed(0);
+    else {
+      // A stage that cannot be run at all is one failure; the others, and the count at the end, are not its business.
+      count = await stage
+        .run((more) => (text += more))
+        .catch((error: unknown) => {
+          const failure = error instanceof Error ? error.message : String(error);
+          text += `${failure}\n`;
+          if (stage.root) console.log(failure);
+          return { ...none, failed: 1, failures: [failure] };
+        });
+      if (stage.engines !== undefined) await keepShown(stage.name, stage.engines, count.passes);
+    }
+    const took = (performance.now() - started) / 1000;
+    const seconds = took.toFixed(0);
+    stageTimes.set(stage.name, took);
     const { passed, failed, skipped } = count;
     count = { ...count, failures: count.failures.map((failure) => `${stage.name}: ${failure}`) };
     console.log(
@@ -260,6 +340,9 @@ async function main(): Promise<void> {
     console.log('\nWith CI=true a skipped test is a failure.');
     sum = { ...sum, failed: sum.failed + sum.skipped, skipped: 0 };
   }
+  console.log(`\nWhere the time went:\n${whereTheTimeWent(stageTimes, sum.times)}`);
+  const untrue = showing.every((name) => stageTimes.has(name)) ? await whatIsUntrue() : undefined;
+  if (untrue !== undefined) console.log(`\n${untrue}`);
   // Once more at the end, where one looks first, and which is kept where a log is cut.
   if (sum.failures.length > 0) console.log(`\nFailed:\n  ${sum.failures.join('\n  ')}`);
   console.log(`\n${sum.passed} passed, ${sum.failed} failed, ${sum.skipped} skipped`);

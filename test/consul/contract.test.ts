@@ -1,7 +1,7 @@
 // Owns running the store contract for Consul: one real server, a key prefix for every store.
 // Must not test what only Consul does: outages.test.ts and its neighbours.
 import { openConsul } from '../../store/consul.ts';
-import { describeStore } from '../contract/store.ts';
+import { describeSharedStore } from '../contract/store.ts';
 import { startConsul, type Consul } from '../lab/consul.ts';
 
 /** Consul answers a blocked query some milliseconds after the change; this is for a busy machine. */
@@ -16,7 +16,7 @@ describe('a real Consul', function () {
   });
   after(() => consul[Symbol.asyncDispose]());
 
-  describeStore(
+  describeSharedStore(
     'Consul',
     () => Promise.resolve(openConsul({ addresses: [consul.at], prefix: `store-${stores++}/` })),
     settleMs,

@@ -9,10 +9,10 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { execa } from 'execa';
 import { openConsul } from '../../store/consul.ts';
 import { StoreError } from '../../store/errors.ts';
-import type { CommitResult, Lock, Store } from '../../store/store.ts';
+import type { CommitResult, Lock, SharedStore } from '../../store/store.ts';
 import { watch } from '../../store/watch.ts';
 import { startConsul, startConsuls, type Consul } from '../lab/consul.ts';
-import { until } from '../lab/processes.ts';
+import { until } from '../support/until.ts';
 
 const timeoutMs = 60_000;
 /** No port of this address is open, so connections are refused at once. */
@@ -20,7 +20,7 @@ const nobody = { host: '127.0.0.1', port: 1 };
 
 /** All values a watch has shown, as they came. */
 function follow(
-  store: Store,
+  store: SharedStore,
   prefix: string,
 ): { seen: unknown[][]; errors: StoreError[]; stop: () => Promise<void> } {
   const controller = new AbortController();
@@ -35,11 +35,11 @@ function follow(
   return { seen, errors, stop: () => (controller.abort(), done) };
 }
 
-const put = (store: Store, key: string, value: unknown): Promise<CommitResult> =>
+const put = (store: SharedStore, key: string, value: unknown): Promise<CommitResult> =>
   store.commit([{ op: 'set', key, value }]);
 
 /** Commits until it works, as whoever must get it done does. */
-const insist = (store: Store, key: string, value: unknown): Promise<true> =>
+const insist = (store: SharedStore, key: string, value: unknown): Promise<true> =>
   until<true>(
     `a commit of ${key} works`,
     async () => {
@@ -64,19 +64,19 @@ describe('Consul fails', function () {
 
   describe('one server', () => {
     let consul: Consul;
-    let store: Store;
+    let store: SharedStore;
     before(async () => {
       consul = await startConsul();
     });
     after(() => consul[Symbol.asyncDispose]());
     let stores = 0;
-    const open = (): Store => openConsul({ addresses: [consul.at], prefix: `outage-${stores++}/` });
+    const open = (): SharedStore => openConsul({ addresses: [consul.at], prefix: `outage-${stores++}/` });
     beforeEach(() => {
       store = open();
     });
     afterEach(() => store.close());
 
-    it('killed and started again: a watch goes on, commits are refused meanwhile with cause and remedy', async () => {
+    it('Consul is killed and started again: a watch goes on, commits are refused meanwhile with cause and remedy', async () => {
       await put(store, 'p/a', 1);
       const watching = follow(store, 'p/');
       await until('the watch has begun', () => Promise.resolve(watching.seen.length > 0), { timeoutMs });
@@ -101,7 +101,7 @@ describe('Consul fails', function () {
       await watching.stop();
     });
 
-    it('frozen: a commit ends as unavailable, and a read at once when its signal aborts', async () => {
+    it('Consul is frozen: a commit ends as unavailable, and a read at once when its signal aborts', async () => {
       await put(store, 'a', 1);
       await consul.freeze();
       try {
@@ -200,27 +200,27 @@ describe('Consul fails', function () {
     });
     after(() => consul[Symbol.asyncDispose]());
 
-    it('refused: the next one is asked, for commits too, and kept', async () => {
+    it('an address refuses: the next one is asked, for commits too, and kept', async () => {
       const store = openConsul({ addresses: [nobody, consul.at] });
       assert.ok((await put(store, 'a', 1)).ok);
       assert.equal((await store.get('a'))?.value, 1);
       await store.close();
     });
 
-    it('silent: the next one is asked, for commits too', async () => {
+    it('an address is silent: the next one is asked, for commits too', async () => {
       await using silent = await listenSilently();
       const store = openConsul({ addresses: [{ host: '127.0.0.1', port: silent.port }, consul.at] });
       assert.ok((await put(store, 'a', 1)).ok);
       await store.close();
     });
 
-    it('breaks off: a read is asked again elsewhere, a commit is not', async () => {
+    it('an address breaks off: a read is asked again elsewhere, a commit is not', async () => {
       const breaking = createTcpServer((socket) => socket.once('data', () => socket.destroy()));
       const port = await listen(breaking);
       const addresses = [{ host: '127.0.0.1', port }, consul.at] as const;
       for (const [what, works] of [
-        [(store: Store) => store.get('a'), true],
-        [(store: Store) => put(store, 'a', 1), false],
+        [(store: SharedStore) => store.get('a'), true],
+        [(store: SharedStore) => put(store, 'a', 1), false],
       ] as const) {
         const store = openConsul({ addresses });
         if (works) await what(store);
@@ -230,7 +230,7 @@ describe('Consul fails', function () {
       breaking.close();
     });
 
-    it('names all of them when none works', async () => {
+    it('no address works: the error names all of them', async () => {
       const store = openConsul({ addresses: [nobody, { host: '::1', port: 1 }] });
       await assert.rejects(store.get('a'), { code: 'unavailable', message: /127\.0\.0\.1:1 .*\[::1\]:1/ });
       await store.close();
@@ -274,7 +274,7 @@ describe('Consul fails', function () {
       for (const consul of consuls) await consul[Symbol.asyncDispose]();
     });
 
-    it('loses its leader: commits go on, a watch misses nothing, a lock stays', async () => {
+    it('the Consul cluster loses its leader: commits go on, a watch misses nothing, a lock stays', async () => {
       const leader = await consuls[0]!.leader();
       const at = consuls.findIndex(({ address }) => address === leader);
       const others = consuls.filter((_, n) => n !== at);

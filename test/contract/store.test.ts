@@ -1,5 +1,5 @@
 // Owns running the store contract for the embedded store, in memory and on disk.
-// Must not test what only the embedded store does: test/unit/store-embedded.test.ts.
+// Must not test what only the embedded store does: test/unit/store/embedded.test.ts.
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';

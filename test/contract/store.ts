@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { z } from 'zod';
+import * as z from 'zod';
 import { StoreError } from '../../store/errors.ts';
 import {
   maxCommitBytes,
@@ -11,6 +11,7 @@ import {
   type CommitResult,
   type Lock,
   type Op,
+  type SharedStore,
   type Snapshot,
   type Store,
 } from '../../store/store.ts';
@@ -41,7 +42,7 @@ export function describeStore(name: string, make: StoreFactory, settleMs = 30): 
       (await store.list(prefix)).entries.map((entry) => entry.key);
 
     describe('get, set, delete', () => {
-      it('gives back any JSON value, and undefined for what is not there', async () => {
+      it('get returns any JSON value that was set, and undefined for a key that is not there', async () => {
         for (const value of [null, 0, false, '', [], {}, { deep: [{ ä: '☃ 🜁', n: 1.5 }] }]) {
           await set('k', value);
           assert.deepEqual((await store.get('k'))?.value, value);
@@ -49,14 +50,14 @@ export function describeStore(name: string, make: StoreFactory, settleMs = 30): 
         assert.equal(await store.get('other'), undefined);
       });
 
-      it('hands out copies: changing a value afterwards changes nothing', async () => {
+      it('a value that is changed after get or set changes nothing in the store', async () => {
         const value = { list: [1] };
         await set('k', value);
         value.list.push(2);
         assert.deepEqual((await store.get('k'))?.value, { list: [1] });
       });
 
-      it('deletes, and deleting again succeeds, whatever version is named', async () => {
+      it('delete succeeds, twice too, whatever version is named', async () => {
         await set('k', 1);
         assert.ok((await store.commit([{ op: 'delete', key: 'k' }])).ok);
         assert.ok((await store.commit([{ op: 'delete', key: 'k' }])).ok);
@@ -64,7 +65,7 @@ export function describeStore(name: string, make: StoreFactory, settleMs = 30): 
         assert.equal(await store.get('k'), undefined);
       });
 
-      it('gives every change of any key a greater version, and none to setting the same value', async () => {
+      it('every change of any key has a greater version; setting the same value changes none', async () => {
         await set('a', { x: 1 });
         const first = await version('a');
         await set('b', 1);
@@ -75,7 +76,7 @@ export function describeStore(name: string, make: StoreFactory, settleMs = 30): 
         assert.ok((await version('a')) > (await version('b')));
       });
 
-      it('never uses a version twice, even for a key that was deleted between', async () => {
+      it('a version is never used twice, even for a key that was deleted in between', async () => {
         await set('k', 1);
         const first = await version('k');
         await store.commit([{ op: 'delete', key: 'k' }]);
@@ -85,7 +86,7 @@ export function describeStore(name: string, make: StoreFactory, settleMs = 30): 
     });
 
     describe('compare-and-set', () => {
-      it('sets and deletes only at the version named', async () => {
+      it('set and delete with a version change only a key at that version', async () => {
         await set('k', 1);
         const current = await version('k');
         const stale: Op[][] = [
@@ -103,7 +104,7 @@ export function describeStore(name: string, make: StoreFactory, settleMs = 30): 
         assert.equal(await store.get('k'), undefined);
       });
 
-      it('takes version 0 for "must not exist", and a version for "must exist"', async () => {
+      it('version 0 means that the key must not exist, any other that it must', async () => {
         assert.ok((await store.commit([{ op: 'check', key: 'k', version: 0 }])).ok);
         assert.ok((await store.commit([{ op: 'set', key: 'k', value: 1, version: 0 }])).ok);
         assert.deepEqual(await store.commit([{ op: 'set', key: 'absent', value: 1, version: 5 }]), {
@@ -112,7 +113,7 @@ export function describeStore(name: string, make: StoreFactory, settleMs = 30): 
         });
       });
 
-      it('lets one of many at the same key win', async () => {
+      it('many compare-and-set at one key: exactly one succeeds', async () => {
         const results = await Promise.all(
           Array.from({ length: 20 }, (_, n) => store.commit([{ op: 'set', key: 'k', value: n, version: 0 }])),
         );
@@ -121,7 +122,7 @@ export function describeStore(name: string, make: StoreFactory, settleMs = 30): 
     });
 
     describe('commit', () => {
-      it('applies all or nothing, at one version, and names every conflict', async () => {
+      it('a commit applies all of its operations at one version, or none and names every conflict', async () => {
         for (const key of ['a', 'b', 'c']) await set(key, 1);
         const result = await store.commit([
           { op: 'set', key: 'new', value: 1 },
@@ -147,7 +148,7 @@ export function describeStore(name: string, make: StoreFactory, settleMs = 30): 
         assert.equal(done.index, await version('a'));
       });
 
-      it('moves no index without a change', async () => {
+      it('a commit that changes nothing leaves the index as it was', async () => {
         await set('a', 1);
         const { index } = await store.list('');
         assert.ok((await store.commit([])).ok);
@@ -157,7 +158,7 @@ export function describeStore(name: string, make: StoreFactory, settleMs = 30): 
         assert.equal((await store.list('')).index, index);
       });
 
-      it(`takes ${maxOps} operations of ${maxCommitBytes} bytes`, async () => {
+      it(`a commit of ${maxOps} operations of ${maxCommitBytes} bytes is accepted`, async () => {
         const size = Math.floor(maxCommitBytes / maxOps);
         const ops = Array.from({ length: maxOps }, (_, n): Op => {
           const key = `k/${n}`;
@@ -188,14 +189,14 @@ export function describeStore(name: string, make: StoreFactory, settleMs = 30): 
         ],
       ];
       for (const [what, ops] of invalid)
-        it(`refuses ${what}`, async () => {
+        it(`a commit is refused: ${what}`, async () => {
           await assert.rejects(store.commit(ops), { name: 'StoreError', code: 'invalid' });
           assert.deepEqual(await keys(''), []);
         });
     });
 
     describe('list', () => {
-      it('gives what begins with the prefix, ordered by key, with an index not below any version', async () => {
+      it('list returns the keys of the prefix in order, with an index not below any version', async () => {
         for (const key of ['b/2', 'a', 'b/10', 'b', 'b/1', 'b0', 'b/ä', 'c']) await set(key, key);
         assert.deepEqual(await keys('b/'), ['b/1', 'b/10', 'b/2', 'b/ä']);
         assert.deepEqual(await keys('b'), ['b', 'b/1', 'b/10', 'b/2', 'b/ä', 'b0']);
@@ -211,7 +212,7 @@ export function describeStore(name: string, make: StoreFactory, settleMs = 30): 
         ['a delete', (store) => store.commit([{ op: 'delete', key: 'p/a' }])],
       ];
       for (const [what, change] of changes) {
-        it(`with after: waits, and returns at ${what}`, async () => {
+        it(`list with after waits, and returns at ${what}`, async () => {
           await set('p/a', 1);
           const waiter = wait(store, 'p/', await settledIndex(store, 'p/', settleMs));
           await set('q/a', 1);
@@ -223,7 +224,7 @@ export function describeStore(name: string, make: StoreFactory, settleMs = 30): 
           assert.ok(snapshot.index > waiter.after);
         });
 
-        it(`with after: returns at once if ${what} came before the call`, async () => {
+        it(`list with after returns at once if ${what} came before the call`, async () => {
           await set('p/a', 1);
           const index = await settledIndex(store, 'p/', settleMs);
           await change(store);
@@ -233,7 +234,7 @@ export function describeStore(name: string, make: StoreFactory, settleMs = 30): 
         });
       }
 
-      it('with after: rejects when the signal aborts, before or while it waits', async () => {
+      it('list with after rejects when the signal aborts, before or during the wait', async () => {
         const controller = new AbortController();
         const after = await settledIndex(store, 'p/', settleMs);
         const waiting = store.list('p/', { after, signal: controller.signal });
@@ -251,139 +252,8 @@ export function describeStore(name: string, make: StoreFactory, settleMs = 30): 
       });
     });
 
-    describe('lock', () => {
-      const held = (lock: Lock): boolean => !lock.lost.aborted;
-      const gone = async (signal: AbortSignal): Promise<unknown> => {
-        if (!signal.aborted) await once(signal, 'abort');
-        return signal.reason;
-      };
-      /** A commit that counts only while the lock is held. */
-      const fenced = ({ key, version }: Lock): Promise<CommitResult> =>
-        store.commit([
-          { op: 'check', key, version },
-          { op: 'set', key: 'work', value: Math.random() },
-        ]);
-
-      it('gives a free key at once, with its value, and a version that fences', async () => {
-        await set('k', 'left by somebody');
-        const lock = await store.lock('k', { by: 'a' });
-        assert.deepEqual(await store.get('k'), { key: 'k', value: { by: 'a' }, version: lock.version });
-        assert.ok((await fenced(lock)).ok);
-        assert.ok(held(lock));
-        await lock.release();
-      });
-
-      it('deletes the key with its release, which is no loss, and may be repeated', async () => {
-        const lock = await store.lock('k', 1);
-        await lock.release();
-        await lock.release();
-        assert.equal(await store.get('k'), undefined);
-        assert.ok(held(lock));
-        assert.deepEqual(await fenced(lock), { ok: false, conflicts: ['k'] });
-      });
-
-      it('makes others wait until it is released, one after the other', async () => {
-        const first = await store.lock('k', 1);
-        let holders = 1;
-        const rest = [2, 3].map(async (value) => {
-          const lock = await store.lock('k', value);
-          assert.equal(++holders, 1, 'one holder at most');
-          assert.equal((await store.get('k'))?.value, value);
-          await sleep(settleMs);
-          assert.ok(held(lock));
-          holders--;
-          await lock.release();
-        });
-        await sleep(settleMs);
-        assert.ok(held(first) && holders === 1);
-        holders--;
-        await first.release();
-        await Promise.all(rest);
-      });
-
-      it('locks every key by itself', async () => {
-        const [a, b] = await Promise.all([store.lock('k/a', 1), store.lock('k/b', 1)]);
-        await a.release();
-        await sleep(settleMs);
-        assert.ok(held(b) && (await fenced(b)).ok);
-        await b.release();
-      });
-
-      it('takeOver: deposes the holder, who is told, and whose fence fails', async () => {
-        const first = await store.lock('k', 'same');
-        const second = await store.lock('k', 'same', { takeOver: true });
-        const reason = await gone(first.lost);
-        assert.ok(
-          reason instanceof StoreError && reason.code === 'lost' && reason.key === 'k',
-          String(reason),
-        );
-        assert.deepEqual(await fenced(first), { ok: false, conflicts: ['k'] });
-        await first.release();
-        assert.ok((await fenced(second)).ok, "the deposed one's release is not the new one's");
-        assert.ok(held(second));
-        await second.release();
-      });
-
-      it('takeOver: takes a free key, too', async () => {
-        const lock = await store.lock('k', 1, { takeOver: true });
-        assert.ok((await fenced(lock)).ok);
-        await lock.release();
-      });
-
-      for (const [what, change] of [
-        ['deletes', { op: 'delete', key: 'k' }],
-        ['writes', { op: 'set', key: 'k', value: 'mine' }],
-      ] satisfies [string, Op][])
-        it(`is lost when somebody ${what} the key`, async () => {
-          const lock = await store.lock('k', 1);
-          assert.ok((await store.commit([change])).ok);
-          await gone(lock.lost);
-          const next = await store.lock('k', 2);
-          assert.ok((await fenced(next)).ok);
-          await next.release();
-        });
-
-      it('ends the waiting when the signal aborts, and leaves nothing behind', async () => {
-        const first = await store.lock('k', 1);
-        const controller = new AbortController();
-        const reason = new Error('enough');
-        const waiting = assert.rejects(store.lock('k', 2, { signal: controller.signal }), reason);
-        await sleep(settleMs);
-        controller.abort(reason);
-        await waiting;
-        await assert.rejects(store.lock('other', 2, { signal: controller.signal }), reason);
-        await first.release();
-        await sleep(settleMs);
-        assert.deepEqual(await keys(''), []);
-      });
-
-      it('a lock once given outlives the signal', async () => {
-        const controller = new AbortController();
-        const lock = await store.lock('k', 1, { signal: controller.signal });
-        controller.abort();
-        await sleep(settleMs);
-        assert.ok(held(lock) && (await fenced(lock)).ok);
-        await lock.release();
-      });
-
-      it('close: what is held is lost, and who waits is told', async () => {
-        const lock = await store.lock('k', 1);
-        const waiting = assert.rejects(store.lock('k', 2), { code: 'closed' });
-        await sleep(settleMs);
-        await store.close();
-        await waiting;
-        await gone(lock.lost);
-        await assert.rejects(store.lock('k', 2), { code: 'closed' });
-      });
-
-      it('refuses what cannot be a key or a value', async () => {
-        await assert.rejects(store.lock('', 1), { code: 'invalid' });
-        await assert.rejects(store.lock('k', undefined), { code: 'invalid' });
-      });
-    });
-
     describe('close', () => {
-      it('ends waiting reads, refuses later ones, and may be repeated', async () => {
+      it('close ends waiting reads, refuses later ones, and may be repeated', async () => {
         const index = await settledIndex(store, 'p/', settleMs);
         const waiting = assert.rejects(store.list('p/', { after: index }), { code: 'closed' });
         await store.close();
@@ -394,7 +264,7 @@ export function describeStore(name: string, make: StoreFactory, settleMs = 30): 
     });
 
     describe('watch', () => {
-      it('yields what is there, then every change, and ends when the signal aborts', async () => {
+      it('watch yields what is there, then every change, and ends when the signal aborts', async () => {
         await set('p/a', 1);
         const controller = new AbortController();
         const seen: unknown[] = [];
@@ -408,7 +278,7 @@ export function describeStore(name: string, make: StoreFactory, settleMs = 30): 
         assert.deepEqual(seen, [[1], [1, 2], [2]]);
       });
 
-      it('coalesces what happens while the reader is busy', async () => {
+      it('watch coalesces what happens while its reader is busy', async () => {
         const controller = new AbortController();
         let snapshots = 0;
         for await (const { entries } of watch(store, 'p/', { signal: controller.signal })) {
@@ -423,7 +293,7 @@ export function describeStore(name: string, make: StoreFactory, settleMs = 30): 
       const schema = z.object({ v: z.literal(1), n: z.number() });
       const make = (): Table<z.infer<typeof schema>> => new Table(store, 'things/', schema);
 
-      it('puts, gets, lists and deletes by id', async () => {
+      it('a table puts, gets, lists and deletes records by id', async () => {
         const table = make();
         await table.put('x/a', { v: 1, n: 1 });
         await table.put('x/b', { v: 1, n: 2 });
@@ -438,7 +308,7 @@ export function describeStore(name: string, make: StoreFactory, settleMs = 30): 
         assert.equal(await table.get('y'), undefined);
       });
 
-      it('reports a record it cannot read by its key, leaves it alone, and never takes it for absent', async () => {
+      it('a table reports an unreadable record by its key, keeps it, and never treats it as absent', async () => {
         const table = make();
         await table.put('good', { v: 1, n: 1 });
         await set('things/bad', { v: 2 });
@@ -460,7 +330,7 @@ export function describeStore(name: string, make: StoreFactory, settleMs = 30): 
         assert.deepEqual((await store.get('things/bad'))?.value, { v: 2 });
       });
 
-      it('updates under contention without losing one', async () => {
+      it('table.update under contention loses no update', async () => {
         const table = make();
         const add = (): Promise<unknown> =>
           table.update('sum', (current) => ({ v: 1, n: (current?.n ?? 0) + 1 }));
@@ -468,7 +338,7 @@ export function describeStore(name: string, make: StoreFactory, settleMs = 30): 
         assert.equal((await table.get('sum'))?.value.n, 8);
       });
 
-      it('update: undefined deletes, the same object changes nothing', async () => {
+      it('table.update: undefined deletes, and the same object changes nothing', async () => {
         const table = make();
         await table.put('a', { v: 1, n: 1 });
         const reading: Store = { ...bound(store), commit: () => assert.fail('nothing is to be written') };
@@ -478,7 +348,7 @@ export function describeStore(name: string, make: StoreFactory, settleMs = 30): 
         assert.equal(await table.get('a'), undefined);
       });
 
-      it('update: gives up with a conflict that names the key', async () => {
+      it('table.update gives up with a conflict that names the key', async () => {
         const table = make();
         let n = 0;
         // Another writer that is always faster.
@@ -505,7 +375,6 @@ function bound(store: Store): Store {
     get: (key, options) => store.get(key, options),
     list: (prefix, options) => store.list(prefix, options),
     commit: (ops, options) => store.commit(ops, options),
-    lock: (key, value, options) => store.lock(key, value, options),
     close: () => store.close(),
   };
 }
@@ -537,4 +406,147 @@ function wait(store: Store, prefix: string, after: number): Waiting {
     () => undefined,
   );
   return waiting;
+}
+
+/** What a store must do that several nodes use: all of {@link describeStore}, and locks. */
+export function describeSharedStore(name: string, make: () => Promise<SharedStore>, settleMs = 30): void {
+  describeStore(name, make, settleMs);
+  describe(`shared store contract: ${name}`, () => {
+    let store: SharedStore;
+    beforeEach(async () => {
+      store = await make();
+    });
+    afterEach(() => store.close());
+
+    describe('lock', () => {
+      const held = (lock: Lock): boolean => !lock.lost.aborted;
+      const gone = async (signal: AbortSignal): Promise<unknown> => {
+        if (!signal.aborted) await once(signal, 'abort');
+        return signal.reason;
+      };
+      /** A commit that counts only while the lock is held. */
+      const fenced = ({ key, version }: Lock): Promise<CommitResult> =>
+        store.commit([
+          { op: 'check', key, version },
+          { op: 'set', key: 'work', value: Math.random() },
+        ]);
+
+      it('a lock on a free key is granted at once, with its value and a version that fences', async () => {
+        assert.ok((await store.commit([{ op: 'set', key: 'k', value: 'left by somebody' }])).ok);
+        const lock = await store.lock('k', { by: 'a' });
+        assert.deepEqual(await store.get('k'), { key: 'k', value: { by: 'a' }, version: lock.version });
+        assert.ok((await fenced(lock)).ok);
+        assert.ok(held(lock));
+        await lock.release();
+      });
+
+      it('releasing a lock deletes its key, does not count as loss, and may be repeated', async () => {
+        const lock = await store.lock('k', 1);
+        await lock.release();
+        await lock.release();
+        assert.equal(await store.get('k'), undefined);
+        assert.ok(held(lock));
+        assert.deepEqual(await fenced(lock), { ok: false, conflicts: ['k'] });
+      });
+
+      it('others wait for a lock until it is released, and have it one after the other', async () => {
+        const first = await store.lock('k', 1);
+        let holders = 1;
+        const rest = [2, 3].map(async (value) => {
+          const lock = await store.lock('k', value);
+          assert.equal(++holders, 1, 'one holder at most');
+          assert.equal((await store.get('k'))?.value, value);
+          await sleep(settleMs);
+          assert.ok(held(lock));
+          holders--;
+          await lock.release();
+        });
+        await sleep(settleMs);
+        assert.ok(held(first) && holders === 1);
+        holders--;
+        await first.release();
+        await Promise.all(rest);
+      });
+
+      it('locks of different keys are independent', async () => {
+        const [a, b] = await Promise.all([store.lock('k/a', 1), store.lock('k/b', 1)]);
+        await a.release();
+        await sleep(settleMs);
+        assert.ok(held(b) && (await fenced(b)).ok);
+        await b.release();
+      });
+
+      it('lock with takeOver deposes the holder, who is told, and whose fence fails', async () => {
+        const first = await store.lock('k', 'same');
+        const second = await store.lock('k', 'same', { takeOver: true });
+        const reason = await gone(first.lost);
+        assert.ok(
+          reason instanceof StoreError && reason.code === 'lost' && reason.key === 'k',
+          String(reason),
+        );
+        assert.deepEqual(await fenced(first), { ok: false, conflicts: ['k'] });
+        await first.release();
+        assert.ok((await fenced(second)).ok, "the deposed one's release is not the new one's");
+        assert.ok(held(second));
+        await second.release();
+      });
+
+      it('lock with takeOver takes a free key, too', async () => {
+        const lock = await store.lock('k', 1, { takeOver: true });
+        assert.ok((await fenced(lock)).ok);
+        await lock.release();
+      });
+
+      for (const [what, change] of [
+        ['deletes', { op: 'delete', key: 'k' }],
+        ['writes', { op: 'set', key: 'k', value: 'mine' }],
+      ] satisfies [string, Op][])
+        it(`a lock is lost when somebody ${what} its key`, async () => {
+          const lock = await store.lock('k', 1);
+          assert.ok((await store.commit([change])).ok);
+          await gone(lock.lost);
+          const next = await store.lock('k', 2);
+          assert.ok((await fenced(next)).ok);
+          await next.release();
+        });
+
+      it('waiting for a lock ends when the signal aborts, and leaves nothing behind', async () => {
+        const first = await store.lock('k', 1);
+        const controller = new AbortController();
+        const reason = new Error('enough');
+        const waiting = assert.rejects(store.lock('k', 2, { signal: controller.signal }), reason);
+        await sleep(settleMs);
+        controller.abort(reason);
+        await waiting;
+        await assert.rejects(store.lock('other', 2, { signal: controller.signal }), reason);
+        await first.release();
+        await sleep(settleMs);
+        assert.deepEqual((await store.list('')).entries, []);
+      });
+
+      it('a lock that was granted outlives the signal', async () => {
+        const controller = new AbortController();
+        const lock = await store.lock('k', 1, { signal: controller.signal });
+        controller.abort();
+        await sleep(settleMs);
+        assert.ok(held(lock) && (await fenced(lock)).ok);
+        await lock.release();
+      });
+
+      it('close: locks that are held are lost, and those who wait for one are told', async () => {
+        const lock = await store.lock('k', 1);
+        const waiting = assert.rejects(store.lock('k', 2), { code: 'closed' });
+        await sleep(settleMs);
+        await store.close();
+        await waiting;
+        await gone(lock.lost);
+        await assert.rejects(store.lock('k', 2), { code: 'closed' });
+      });
+
+      it('lock refuses what cannot be a key or a value', async () => {
+        await assert.rejects(store.lock('', 1), { code: 'invalid' });
+        await assert.rejects(store.lock('k', undefined), { code: 'invalid' });
+      });
+    });
+  });
 }

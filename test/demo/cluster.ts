@@ -6,7 +6,7 @@ import { startLoad, type Load, type Outcome } from '../lab/asking.ts';
 import { loadImage, type Image } from '../lab/image.ts';
 import type { Lab } from '../lab/lab.ts';
 import type { LabNode } from '../lab/node.ts';
-import { until } from '../lab/processes.ts';
+import { until } from '../support/until.ts';
 import { timeline } from './timeline.ts';
 import {
   allRun,

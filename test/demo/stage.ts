@@ -6,7 +6,7 @@ import { createPlugin, pluginName } from '../../rootfs/create.ts';
 import type { Image } from '../lab/image.ts';
 import type { Lab } from '../lab/lab.ts';
 import type { Command, Host, LabNode } from '../lab/node.ts';
-import { until } from '../lab/processes.ts';
+import { until } from '../support/until.ts';
 
 /** What is shown on a lab. */
 export interface Show {

@@ -11,7 +11,7 @@ import { consulProgram, prepareConsul } from '../lab/consul.ts';
 import { imageName, loadImage, prepareImage } from '../lab/image.ts';
 import { Lab } from '../lab/lab.ts';
 import type { Host, LabNode } from '../lab/node.ts';
-import { until } from '../lab/processes.ts';
+import { until } from '../support/until.ts';
 import { prepareRegistry, registry, startRegistry } from '../lab/registry.ts';
 import { slowness } from '../slowness.ts';
 import { ask, clients, errors, tasks } from './questions.ts';
@@ -34,13 +34,16 @@ const sections = page
 describe('docs/getting-started.md, typed into three real Docker nodes', function () {
   this.timeout(900_000 * slowness);
   let lab: Lab;
-  let token = '';
+  /** What the page has words for, as lines of it have printed them. */
+  const printed = { TOKEN: '', MANAGEMENT: '', SECRET: '' };
 
   const hostOf = (name: string): Host => (name === 'client' ? lab.client : lab.node(name));
 
   /** What the page's reader would type: with the own registry, token and addresses. */
   function adapt(line: string): string {
-    let text = line.replaceAll('REGISTRY', registry).replaceAll('TOKEN', token);
+    let text = line.replaceAll('REGISTRY', registry);
+    for (const [word, value] of Object.entries(printed))
+      text = text.replaceAll(new RegExp(`\\b${word}\\b`, 'g'), value);
     for (const [index, { address }] of lab.nodes.entries())
       text = text.replaceAll(`198.51.100.${index + 1}`, address);
     return text;
@@ -53,13 +56,15 @@ describe('docs/getting-started.md, typed into three real Docker nodes', function
         timeout: commandMs,
       });
     // What is looked at may take its time to come about; what is done is done once, unless the page says otherwise.
-    if (line.startsWith('curl') || line.endsWith('stack rm demo')) {
-      await until(`${host}: ${line}`, async () => !(await run()).failed, patience);
-      return;
-    }
-    const { failed, stdout, stderr } = await run();
+    const isLook = line.startsWith('curl') || line.endsWith('stack rm demo');
+    let last = await run();
+    if (isLook && last.failed)
+      await until(`${host}: ${line}`, async () => !(last = await run()).failed, patience);
+    const { failed, stdout, stderr } = last;
     assert.ok(!failed, `${host}: ${line}\n${stdout}\n${stderr}`);
-    if (line.includes('join-token')) token = stdout;
+    if (line.includes('join-token')) printed.TOKEN = stdout;
+    if (line.endsWith('/acl/bootstrap')) printed.MANAGEMENT = secretIn(stdout);
+    if (line.endsWith('/acl/token')) printed.SECRET = secretIn(stdout);
     // While Consul is away.
     if (line.includes('service scale')) await serving(8080, 8);
   }
@@ -143,16 +148,23 @@ describe('docs/getting-started.md, typed into three real Docker nodes', function
     '2': async () => {
       const { stdout } = await lab.first.exec(['curl', '-s', 'http://127.0.0.1:8500/v1/status/peers']);
       assert.equal((JSON.parse(stdout) as string[]).length, 3);
+      const key = 'http://127.0.0.1:8500/v1/kv/causeway/cluster/swarm';
+      const status = ['-s', '-o', '/dev/null', '-w', '%{http_code}'];
+      const without = await lab.first.exec(['curl', ...status, key]);
+      assert.equal(without.stdout, '403', 'nothing without a token');
+      const token = `X-Consul-Token: ${printed.SECRET}`;
+      const withIt = await lab.first.exec(['curl', ...status, '-H', token, key]);
+      assert.equal(withIt.stdout, '404', 'nothing is there yet');
     },
     '3': async () => {
       await until(
         'all nodes know each other',
         async () => {
           const { nodes, store } = (await lab.first.admin('/status')) as {
-            nodes: { hidden: boolean }[];
+            nodes: { unreachable: boolean }[];
             store: { connected: boolean };
           };
-          return nodes.length === 3 && nodes.every(({ hidden }) => !hidden) && store.connected;
+          return nodes.length === 3 && nodes.every(({ unreachable }) => !unreachable) && store.connected;
         },
         patience,
       );
@@ -224,3 +236,8 @@ describe('docs/getting-started.md, typed into three real Docker nodes', function
       stuck = undefined;
     });
 });
+
+/** What Consul prints of a token. */
+function secretIn(text: string): string {
+  return (JSON.parse(text) as { SecretID: string }).SecretID;
+}

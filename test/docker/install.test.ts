@@ -8,7 +8,7 @@ import { pluginDir } from '../../rootfs/build.ts';
 import { loadImage, prepareImage, type Image } from '../lab/image.ts';
 import { Lab } from '../lab/lab.ts';
 import type { LabNode } from '../lab/node.ts';
-import { until } from '../lab/processes.ts';
+import { until } from '../support/until.ts';
 import { prepareRegistry, registry, startRegistry } from '../lab/registry.ts';
 import { slowness } from '../slowness.ts';
 import { answers, ask, echo, errors, tasks, within, type Answer } from './questions.ts';
@@ -111,7 +111,7 @@ describe('docker plugin install and upgrade, from a registry', function () {
   });
   after(() => Lab.down(lab));
 
-  it('asks for the privileges that rootfs/README.md explains, and installs nothing without them', async () => {
+  it('docker plugin install asks for the privileges that rootfs/README.md explains, and installs nothing without them', async () => {
     const install = ['plugin', 'install', '--alias', alias, remote('1.0')];
     const { stdout, failed } = await node.docker(install, { input: 'n\n', reject: false });
     assert.equal(failed, true);
@@ -126,7 +126,7 @@ describe('docker plugin install and upgrade, from a registry', function () {
     assert.equal(await docker('plugin', 'ls', '--quiet'), '');
   });
 
-  it('serves when it has been installed, with the settings given', async () => {
+  it('an installed plugin serves, with the settings given', async () => {
     const install = ['plugin', 'install', '--grant-all-permissions', '--alias', alias];
     await docker(...install, remote('1.0'), 'CAUSEWAY_LOG=debug');
     assert.equal(await inspect('{{.Name}} {{.Enabled}}'), `${alias} true`);
@@ -137,7 +137,7 @@ describe('docker plugin install and upgrade, from a registry', function () {
     await serving(3);
   });
 
-  it('is upgraded while every request is answered, and knows everything it knew', async () => {
+  it('docker plugin upgrade: every request is answered, and nothing is forgotten', async () => {
     const before = {
       addresses: await addresses(),
       node: ((await node.admin('/status')) as { node: string }).node,
@@ -179,7 +179,7 @@ describe('docker plugin install and upgrade, from a registry', function () {
     assert.match(before.settings, /CAUSEWAY_LOG=debug/);
   });
 
-  it('goes on from there: new tasks get addresses of their own, and serve', async () => {
+  it('after the upgrade new tasks get addresses of their own, and serve', async () => {
     const before = await addresses();
     await docker('service', 'scale', '--detach', 'web=5');
     await serving(5);

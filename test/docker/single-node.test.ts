@@ -5,15 +5,19 @@
 import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { pluginDir } from '../../rootfs/build.ts';
+import { defaultEngine, labNameFor } from '../lab/engines.ts';
 import { imageName, loadImage, prepareImage } from '../lab/image.ts';
 import { Lab } from '../lab/lab.ts';
+import { startLoad } from '../lab/asking.ts';
 import { enablePlugin, readDockersPrograms, reviveWhereSlow } from '../lab/slow.ts';
-import { signal, until } from '../lab/processes.ts';
+import { signal } from '../lab/processes.ts';
+import { until } from '../support/until.ts';
 import type { LabNode } from '../lab/node.ts';
 import { slowness } from '../slowness.ts';
 import { ask, askFrom, clients, errors, lookUp, tasks, within, type Answer } from './questions.ts';
 
 const plugin = 'causeway/net:latest';
+const labName = labNameFor('test-docker');
 const engine = process.env['CAUSEWAY_TEST_LB'] ?? 'nft';
 const dataRoot = process.env['CAUSEWAY_TEST_DOCKER'];
 
@@ -33,7 +37,7 @@ async function traces(node: LabNode): Promise<string[]> {
   ].filter(Boolean);
 }
 
-describe(`a one-node Swarm in a real Docker Engine, engine ${engine}`, function () {
+describe(`a one-node Swarm in Docker ${defaultEngine()}, engine ${engine}`, function () {
   this.timeout(600_000 * slowness);
   let lab: Lab;
   let node: LabNode;
@@ -91,16 +95,16 @@ describe(`a one-node Swarm in a real Docker Engine, engine ${engine}`, function 
     askFrom(node, container, words);
 
   before(async () => {
-    await Lab.down('test-docker');
+    await Lab.down(labName);
     if (dataRoot === undefined) {
       const archive = await prepareImage();
-      lab = await Lab.up({ name: 'test-docker' });
+      lab = await Lab.up({ name: labName });
       node = lab.first;
       await loadImage(node, archive);
       await docker('plugin', 'create', plugin, pluginDir);
     } else {
       await readDockersPrograms();
-      lab = await Lab.up({ name: 'test-docker', data: [dataRoot] });
+      lab = await Lab.up({ name: labName, data: [dataRoot] });
       node = lab.first;
     }
     image = await docker('images', '--quiet', '--no-trunc', imageName);
@@ -128,12 +132,12 @@ describe(`a one-node Swarm in a real Docker Engine, engine ${engine}`, function 
   });
   after(() => lab.down());
 
-  it('chose the engine for this kernel by itself #main', async () => {
+  it('the plugin chose the engine for this kernel by itself #main', async () => {
     const { engine: chosen } = (await node.admin('/status')) as { engine: { name: string } };
     assert.equal(chosen.name, engine);
   });
 
-  it('answers on the published port from every task, which sees the client’s address #main', async () => {
+  it('the published port answers from every task, which sees the client’s address #main', async () => {
     const list = await ask(lab.client, ['http', `http://${node.address}:8080/`, '--count', '9']);
     assert.deepEqual(errors(list), []);
     assert.equal(tasks(list).length, 3);
@@ -143,27 +147,27 @@ describe(`a one-node Swarm in a real Docker Engine, engine ${engine}`, function 
     assert.deepEqual(clients(datagrams), [lab.client.address]);
   });
 
-  it('answers on the VIP, which Docker’s own DNS tells, from another task #main', async () => {
+  it('the VIP, which Docker’s own DNS gives, answers another task #main', async () => {
     const list = await inTask((await running('asker'))[0], 'http', 'http://web/', '--count', '9');
     assert.deepEqual(errors(list), []);
     assert.equal(tasks(list).length, 3);
   });
 
-  it('answers the node itself, by its address and by 127.0.0.1 #main', async () => {
+  it('the node itself is answered, by its address and by 127.0.0.1 #main', async () => {
     for (const address of [node.address, '127.0.0.1']) {
       const list = await ask(node, ['http', `http://${address}:8080/`, '--count', '6']);
       assert.deepEqual([tasks(list).length, errors(list)], [3, []], address);
     }
   });
 
-  it('follows the scale up and down', async () => {
+  it('a service that is scaled up and down is followed', async () => {
     for (const count of [5, 2]) {
       await docker('service', 'scale', '--detach', `web=${count}`);
       await serving('web', 8080, count);
     }
   });
 
-  it('refuses at scale zero, and comes back from it', async () => {
+  it('a service at scale zero is refused, and comes back from it', async () => {
     await docker('service', 'scale', '--detach', 'web=0');
     const refused = async (): Promise<boolean> => {
       const list = await ask(lab.client, [
@@ -180,7 +184,36 @@ describe(`a one-node Swarm in a real Docker Engine, engine ${engine}`, function 
     await serving('web', 8080, 3);
   });
 
-  it('loses no request while a service is scaled down', async () => {
+  it('a job is known by its names and its port while it runs, and no longer', async () => {
+    const job = ['--mode', 'replicated-job', '--replicas', '2', '--network', 'front', '-p', '8083:80'];
+    await createService('job', ...job);
+    await serving('job', 8083, 2);
+    const [asker] = await running('asker');
+    const vip = await inTask(asker, 'http', 'http://job/', '--count', '4');
+    assert.deepEqual([tasks(vip).length, errors(vip)], [2, []]);
+    const [[name], own] = (await lookUp(node, asker, ['job A', 'tasks.job A'])) as [string[], string[]];
+    assert.deepEqual([own.length, own.includes(name!)], [2, false]);
+    const [first] = await running('job');
+    await docker('kill', '--signal', 'TERM', first!);
+    await serving('job', 8083, 1);
+    await docker('kill', '--signal', 'TERM', ...(await running('job')));
+    await eventually('the port of a job that is done refuses', async () => {
+      const list = await ask(lab.client, [
+        'http',
+        `http://${node.address}:8083/`,
+        '--count',
+        '1',
+        ...within(1),
+      ]);
+      return /ECONNREFUSED/.test(errors(list).join());
+    });
+    await eventually('Swarm has heard that both tasks are done', async () =>
+      (await docker('service', 'ls', '--filter', 'name=job')).includes('2/2 completed'),
+    );
+    await docker('service', 'rm', 'job');
+  });
+
+  it('no request is lost while a service is scaled down', async () => {
     await docker('service', 'scale', '--detach', 'web=6');
     await serving('web', 8080, 6);
     const asking = ask(lab.client, [
@@ -199,7 +232,7 @@ describe(`a one-node Swarm in a real Docker Engine, engine ${engine}`, function 
     await serving('web', 8080, 3);
   });
 
-  it('answers names by itself, and leaves them to Docker’s resolver when it is disabled', async () => {
+  it('names are answered by Causeway, and left to Docker’s resolver when it is disabled', async () => {
     const [asker] = await running('asker');
     const names = ['web A', 'tasks.web A', 'web.front.causeway.internal A'];
     const led = await until(
@@ -219,7 +252,7 @@ describe(`a one-node Swarm in a real Docker Engine, engine ${engine}`, function 
     await eventually('it answers again', async () => Array.isArray((await lookUp(node, asker, names))[2]));
   });
 
-  it('lets an attachable container take part', async () => {
+  it('an attachable container takes part', async () => {
     await docker(
       'network',
       'create',
@@ -260,7 +293,7 @@ describe(`a one-node Swarm in a real Docker Engine, engine ${engine}`, function 
     await docker('service', 'rm', 'api');
   });
 
-  it('publishes ports of a single container, and says why not where it cannot', async () => {
+  it('ports of a single container are published, with the reason where they cannot be #engines', async () => {
     const network = ['network', 'create', '-d', plugin, '--ipam-driver', plugin, '--scope', 'swarm'];
     await docker(...network, '--attachable', 'single');
     const run = (name: string, ...words: string[]) =>
@@ -321,7 +354,7 @@ describe(`a one-node Swarm in a real Docker Engine, engine ${engine}`, function 
     });
   });
 
-  it('answers on a published port of a service that is on two networks', async () => {
+  it('a published port of a service on two networks answers', async () => {
     await docker('network', 'create', '-d', plugin, '--ipam-driver', plugin, '--scope', 'swarm', 'back');
     // By name `back` comes before `front`: Docker makes it the default gateway.
     await createService(
@@ -345,7 +378,67 @@ describe(`a one-node Swarm in a real Docker Engine, engine ${engine}`, function 
     await docker('network', 'rm', 'back');
   });
 
-  it('deploys swarm-stack.yml', async () => {
+  const networkWords = ['-d', plugin, '--ipam-driver', plugin, '--scope', 'swarm'];
+
+  it('no request is lost while a published service changes its networks, and who shares one with it is answered', async () => {
+    await docker('network', 'create', ...networkWords, 'back');
+    const health = ['--health-cmd', 'wget -q -O - http://127.0.0.1/', '--health-interval', '1s'];
+    const rest = ['--replicas', '2', '--stop-grace-period', '2s', '-p', '8086:80'];
+    await createService('moving', '--network', 'front', ...health, ...rest);
+    await serving('moving', 8086, 2);
+    const load = await startLoad(lab.client, `http://${node.address}:8086/`, {
+      ...{ intervalMs: 100 * slowness, timeoutMs: 5_000 * slowness },
+    });
+    const [asker] = await running('asker');
+    for (const change of ['--network-add', '--network-rm']) {
+      const old = await running('moving');
+      await docker('service', 'update', '--detach', '--quiet', change, 'back', 'moving');
+      await eventually('its tasks are others', async () => {
+        const now = await running('moving');
+        return now.length === 2 && !now.some((id) => old.includes(id));
+      });
+      await serving('moving', 8086, 2);
+      // With `--network-add` Docker’s default route is by `back`, and the link to who asks is that of `front`.
+      const list = await inTask(asker, 'http', `http://${node.address}:8086/`, '--count', '4');
+      assert.deepEqual([errors(list), tasks(list).length], [[], 2], change);
+    }
+    const outcomes = await load.stop();
+    assert.deepEqual(
+      outcomes.filter(({ error }) => error !== undefined),
+      [],
+    );
+    await docker('service', 'rm', 'moving');
+    await eventually('its tasks are gone', async () => (await running('moving')).length === 0);
+    await docker('network', 'rm', 'back');
+  });
+
+  it('an internal network beside Docker’s overlay leaves the way out to that, and its ports answer', async () => {
+    await docker('network', 'create', ...networkWords, '--internal', 'inner');
+    await docker('network', 'create', '-d', 'overlay', 'public');
+    await createService('closed', '--network', 'inner', '-p', '8087:80');
+    await createService('mixed', '--network', 'inner', '--network', 'public', '-p', '8088:80');
+    for (const [name, port] of [
+      ['closed', 8087],
+      ['mixed', 8088],
+    ] as const)
+      await serving(name, port, 1);
+    // Nobody listens there: who gets so far is refused.
+    const outwards = async (name: string): Promise<string> => {
+      const [container] = await running(name);
+      return errors(
+        await inTask(container, 'http', `http://${lab.client.address}:9/`, '--count', '1'),
+      ).join();
+    };
+    assert.match(await outwards('closed'), /ENETUNREACH/);
+    assert.match(await outwards('mixed'), /ECONNREFUSED/);
+    for (const name of ['closed', 'mixed']) await docker('service', 'rm', name);
+    await eventually('the networks can be removed', async () => {
+      await node.docker(['network', 'rm', 'inner', 'public'], { reject: false });
+      return !/inner|public/.test(await docker('network', 'ls', '--format', '{{.Name}}'));
+    });
+  });
+
+  it('swarm-stack.yml is deployed, and serves', async () => {
     const stack = join(import.meta.dirname, '../../swarm-stack.yml');
     const settings = [`WEB_IMAGE=${image}`, 'WEB_PUBLISHED=8070'];
     const deploy = ['docker', 'stack', 'deploy', '--resolve-image=never', '-c', stack, 'demo'];
@@ -362,7 +455,7 @@ describe(`a one-node Swarm in a real Docker Engine, engine ${engine}`, function 
     });
   });
 
-  it('shows what is wrong with a network in docker service ps', async () => {
+  it('docker service ps shows what is wrong with a network', async () => {
     const wrong: [string, string[], RegExp][] = [
       ['option', ['-o', 'speed=fast'], /unknown network option speed/],
       ['overlap', ['--subnet', '198.51.100.0/25'], /198\.51\.100\.\d/],
@@ -397,7 +490,7 @@ describe(`a one-node Swarm in a real Docker Engine, engine ${engine}`, function 
     });
   });
 
-  it('goes on when the plugin is killed under traffic, and serves a new service afterwards #main', async () => {
+  it('the plugin is killed under traffic: the data path goes on, and a new service is served afterwards #main', async () => {
     const asking = ask(lab.client, [
       'http',
       `http://${node.address}:8080/`,
@@ -437,7 +530,7 @@ describe(`a one-node Swarm in a real Docker Engine, engine ${engine}`, function 
   });
 
   for (const kill of [false, true]) {
-    it(`comes back after Docker was ${kill ? 'killed' : 'stopped'} and started again`, async () => {
+    it(`traffic comes back after Docker was ${kill ? 'killed' : 'stopped'} and started again #engines`, async () => {
       await node.restartDocker({ kill });
       await reviveWhereSlow(node, plugin);
       await serving('web', 8080, 3);
@@ -453,7 +546,7 @@ describe(`a one-node Swarm in a real Docker Engine, engine ${engine}`, function 
     });
   }
 
-  it('leaves nothing when everything is removed #main', async () => {
+  it('everything is removed: nothing is left #main', async () => {
     await docker('service', 'rm', 'web', 'asker');
     await eventually('all tasks are gone', async () => (await docker('ps', '--quiet')) === '');
     await eventually('the networks can be removed', async () => {

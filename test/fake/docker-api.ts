@@ -9,6 +9,8 @@ export class FakeDockerApi {
   tasks: Task[] = [];
   /** Those that run. */
   containers: ContainerDetails[] = [];
+  /** Ids of those that it cannot tell of: it fails, or never answers. */
+  readonly untold = new Map<string, 'fails' | 'hangs'>();
   /** Swarm's id of the node this engine is on. */
   id = 'node';
   nodes: Node[] = [{ ID: 'node', Status: { State: 'ready' }, ManagerStatus: { Leader: true } }];
@@ -16,6 +18,16 @@ export class FakeDockerApi {
   manager = true;
   /** `inactive`: not in a Swarm (any more); set `manager` to false too. */
   swarm: 'active' | 'inactive' = 'active';
+  /** Swarm's id of the cluster, which managers tell. */
+  cluster = 'cluster';
+  /** Of which nodes a worker knows that they manage. */
+  remoteManagers: string[] = [];
+  /** What it says of itself; it refuses other versions of the API as the real one does. */
+  engine = { Version: '28.5.2', ApiVersion: '1.51', MinAPIVersion: '1.24' };
+  /** Paths it was asked for, with the version. */
+  readonly asked: string[] = [];
+  /** Why it refuses whatever it is asked. */
+  refusal: string | undefined;
   /** True: accepts connections and never answers, as a daemon that is starting. */
   silent = false;
   readonly #server: Server;
@@ -24,17 +36,35 @@ export class FakeDockerApi {
   constructor() {
     this.#server = createServer((request, response) => {
       const { pathname, searchParams } = new URL(request.url ?? '/', 'http://docker');
-      const path = pathname.replace(/^\/v[\d.]+/, '');
+      const [, api, path] = /^(?:\/v1\.(\d+))?(.*)$/.exec(pathname) as unknown as [string, string?, string?];
+      this.asked.push(pathname);
       if (this.silent) return;
-      if (path === '/events') {
+      const untold = this.untold.get(/^\/containers\/(.*)\/json$/.exec(path ?? '')?.[1] ?? '');
+      if (untold === 'hangs') return;
+      const refused =
+        untold === 'fails' ? ([500, { message: 'no such device' }] as const) : this.#refuse(api);
+      if (path === '/events' && refused === undefined) {
         response.writeHead(200).flushHeaders();
         this.#listeners.add(response);
         response.on('close', () => this.#listeners.delete(response));
         return;
       }
-      const [status, body] = this.#answer(path, searchParams.get('filters') ?? '{}');
+      const [status, body] = refused ?? this.#answer(path ?? '', searchParams.get('filters') ?? '{}');
       response.writeHead(status, { 'content-type': 'application/json' }).end(JSON.stringify(body));
     });
+  }
+
+  #refuse(api: string | undefined): [number, { message: string }] | undefined {
+    if (this.refusal !== undefined) return [403, { message: this.refusal }];
+    if (api === undefined) return undefined;
+    const { ApiVersion, MinAPIVersion } = this.engine;
+    const [newest, oldest] = [ApiVersion, MinAPIVersion].map((version) => Number(version.slice('1.'.length)));
+    const version = `client version 1.${api}`;
+    if (Number(api) < oldest!)
+      return [400, { message: `${version} is too old. Minimum supported API version is ${MinAPIVersion}` }];
+    if (Number(api) > newest!)
+      return [400, { message: `${version} is too new. Maximum supported API version is ${ApiVersion}` }];
+    return undefined;
   }
 
   #answer(path: string, filters: string): [number, unknown] {
@@ -43,7 +73,10 @@ export class FakeDockerApi {
       NodeAddr: '',
       LocalNodeState: this.swarm,
       ControlAvailable: this.manager,
+      RemoteManagers: this.remoteManagers.map((NodeID) => ({ NodeID })),
+      ...(this.manager && { Cluster: { ID: this.cluster } }),
     };
+    if (path === '/version') return [200, this.engine];
     if (path === '/info') return [200, { Swarm: swarm }];
     if (path === '/networks') return [200, this.networks];
     if (path === '/containers/json') return [200, this.containers.map(({ Id }) => ({ Id }))];

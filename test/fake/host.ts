@@ -13,7 +13,9 @@ interface FakeLink {
   peer?: string;
   vxlan?: { id: number; port: number; local: string };
   mac?: string;
-  addresses: { local: string; prefixlen: number; scope: 'host' | 'global' }[];
+  addresses: { local: string; prefixlen: number; scope: 'host' | 'global' | 'link' }[];
+  /** Permanent ones, of a veth. */
+  neighbours?: Map<string, string>;
 }
 
 interface FakeRoute {
@@ -79,11 +81,20 @@ export class FakeHost {
         this.#deleteRoute(parseRoute(command, rest));
         return;
       }
+      case 'address replace': {
+        const [, local = '', prefix, dev = ''] =
+          /^([\d.]+)\/(\d+) dev (\S+) scope link noprefixroute$/.exec(rest.join(' ')) ?? unknown(command);
+        const { addresses } = this.#link(dev);
+        const address = { local, prefixlen: Number(prefix), scope: 'link' as const };
+        if (!addresses.some((other) => other.local === local)) addresses.push(address);
+        return;
+      }
       case 'neigh replace': {
         const [, address = '', mac = '', dev = ''] =
           /^(\S+) lladdr (\S+) dev (\S+) nud permanent$/.exec(rest.join(' ')) ?? unknown(command);
-        this.#link(dev);
-        this.neighbours.set(address, mac);
+        const link = this.#link(dev);
+        const list = link.vxlan === undefined ? (link.neighbours ??= new Map()) : this.neighbours;
+        list.set(address, mac);
         return;
       }
       case 'neigh del': {
@@ -113,10 +124,15 @@ export class FakeHost {
       throw new IpRefusal('RTNETLINK answers: No such file or directory');
   }
 
-  listNeighbours(dev: string): string {
-    this.#link(dev);
+  listNeighbours(): string {
+    const lists = [...this.links].map(([dev, { vxlan, neighbours = [] }]) => ({
+      dev,
+      list: vxlan === undefined ? neighbours : this.neighbours,
+    }));
     return JSON.stringify(
-      [...this.neighbours].map(([dst, lladdr]) => ({ dst, lladdr, state: ['PERMANENT'] })),
+      lists.flatMap(({ dev, list }) =>
+        [...list].map(([dst, lladdr]) => ({ dst, dev, lladdr, state: ['PERMANENT'] })),
+      ),
     );
   }
 
@@ -162,7 +178,7 @@ export class FakeHost {
   }
 
   listLinks(): string {
-    return JSON.stringify([...this.links].map(([name, link]) => summary(name, link)));
+    return JSON.stringify([...this.links].map(([name, link]) => this.#withAddresses(name, link)));
   }
 
   listVxlans(): string {
@@ -177,12 +193,14 @@ export class FakeHost {
 
   listAddresses(): string {
     const found = [...this.links].filter(([, { addresses }]) => addresses.length > 0);
-    return JSON.stringify(
-      found.map(([name, link]) => ({
-        ...summary(name, link),
-        addr_info: link.addresses.map((address) => ({ family: 'inet', ...address, label: name })),
-      })),
-    );
+    return JSON.stringify(found.map(([name, link]) => this.#withAddresses(name, link)));
+  }
+
+  #withAddresses(name: string, link: FakeLink) {
+    return {
+      ...summary(name, link),
+      addr_info: link.addresses.map((address) => ({ family: 'inet', ...address, label: name })),
+    };
   }
 
   /** @param numeric `-N`, which prints protocols as numbers */
@@ -274,10 +292,14 @@ interface FakeRule {
   /** As it was given. */
   text: string;
   priority: number;
+  dst?: string;
+  dstlen?: number;
+  iif?: string;
   fwmark?: string;
   fwmask?: string;
   table?: string;
   goto?: number;
+  suppress_prefixlen?: number;
   protocol: string;
 }
 
@@ -287,14 +309,16 @@ function unknown(command: string): never {
 
 function parseRule(command: string, words: string[]): FakeRule {
   const text = words.join(' ');
-  const [, priority, not, mark, , mask, action, target, protocol = ''] =
-    /^pref (\d+)( not)?(?: fwmark (0x[\da-f]+)(\/(0x[\da-f]+))?)? (nop|goto|lookup)(?: (\d+))? protocol (\d+)$/.exec(
+  const [, priority, not, dst, dstlen, iif, mark, , mask, action, target, suppressed, protocol = ''] =
+    /^pref (\d+)( not)?(?: to ([\d.]+)\/(\d+))?(?: iif (\S+))?(?: fwmark (0x[\da-f]+)(\/(0x[\da-f]+))?)? (nop|goto|lookup)(?: (\d+|main))?(?: suppress_prefixlength (\d+))? protocol (\d+)$/.exec(
       text,
     ) ?? unknown(command);
   return {
     text,
     priority: Number(priority),
     ...(not === undefined ? {} : { not: null }),
+    ...(dst === undefined ? {} : { dst, dstlen: Number(dstlen) }),
+    ...(iif === undefined ? {} : { iif }),
     ...(mark === undefined ? {} : { fwmark: `0x${Number(mark).toString(16)}` }),
     ...(mask === undefined ? {} : { fwmask: mask }),
     ...(action === 'nop'
@@ -302,6 +326,7 @@ function parseRule(command: string, words: string[]): FakeRule {
       : action === 'goto'
         ? { goto: Number(target) }
         : { table: target ?? '' }),
+    ...(suppressed === undefined ? {} : { suppress_prefixlen: Number(suppressed) }),
     protocol,
   };
 }

@@ -22,6 +22,10 @@ export class FakeKernel {
   forwardPolicy: 'DROP' | 'ACCEPT' = 'DROP';
   /** Rules of the chain FORWARD of `iptables-nft`, in iptables-save's words. */
   forward: string[] = ['-A FORWARD -j DOCKER-USER'];
+  /** As conntrack(8) lists them. */
+  readonly flows: string[] = [];
+  inputPolicy: 'DROP' | 'ACCEPT' = 'ACCEPT';
+  input: string[] = [];
   readonly settings = new Map<string, string>([['ipv4/ip_forward', '0']]);
   readonly changes: Change[] = [];
   /** Makes commands fail: returns what the tool would write to standard error, undefined to let it run. */
@@ -31,14 +35,17 @@ export class FakeKernel {
     this.ipvs = ipvs ? new FakeIpvs() : undefined;
   }
 
-  // Async, so that what is thrown becomes a rejection.
-  // eslint-disable-next-line @typescript-eslint/require-await
-  readonly run: Runner = async (tool, args, options = {}) => this.#run(tool, args, options);
+  readonly run: Runner = (tool, args, options = {}) => this.execute(tool, args, options);
 
   readonly sysctl: Sysctl = {
-    read: (path) => Promise.resolve(this.settings.get(path)),
+    read: (path) => {
+      const link = linkOf(path);
+      const unset = path.endsWith('/proxy_delay') ? '80' : '0';
+      const missing = link === undefined || !this.host.links.has(link) ? undefined : unset;
+      return Promise.resolve(this.settings.get(path) ?? missing);
+    },
     write: (path, value) => {
-      const link = /^ipv4\/(?:conf|neigh)\/([^/]+)\//.exec(path)?.[1];
+      const link = linkOf(path);
       if (link !== undefined && !this.host.links.has(link))
         return Promise.reject(Object.assign(new Error(`ENOENT: ${path}`), { code: 'ENOENT' }));
       this.settings.set(path, value);
@@ -60,10 +67,17 @@ export class FakeKernel {
       ...[...(sets ?? [])].map(([name, { elements }]) => `set ${name} ${JSON.stringify([...elements])}`),
       this.ipvs?.save() ?? '',
       ...this.forward,
+      ...this.input,
     ].join('\n');
   }
 
-  #run(tool: Tool, args: string[], { input = '', silent = false }: RunOptions): string {
+  // Async, so that what is thrown becomes a rejection.
+  // eslint-disable-next-line @typescript-eslint/require-await
+  protected async execute(
+    tool: Tool,
+    args: string[],
+    { input = '', silent = false }: RunOptions,
+  ): Promise<string> {
     const command = [tool, ...args].join(' ');
     if (!isLook(command)) this.changes.push({ command, input });
     const refusal = this.refuse(command, input);
@@ -83,14 +97,14 @@ export class FakeKernel {
         return done(this.host.listRoutes(({ table }) => table === 'main'));
       case 'ip -4 -j route show table all proto 197':
         return done(this.host.listRoutes(({ protocol }) => protocol === '197'));
-      case 'ip -j link show':
+      case 'ip -j address show':
         return done(this.host.listLinks());
       case 'ip -d -j link show type vxlan':
         return done(this.host.listVxlans());
       case 'ip -4 -j rule show':
         return done(this.host.listRules());
-      case 'ip -4 -j neigh show dev cw-fabric nud permanent':
-        return this.#attempt(() => this.host.listNeighbours('cw-fabric'));
+      case 'ip -4 -j neigh show nud permanent':
+        return done(this.host.listNeighbours());
       case 'bridge -j fdb show dev cw-fabric':
         return this.#attempt(() => this.host.listForwarding('cw-fabric'));
       case 'bridge -force -batch -':
@@ -106,6 +120,11 @@ export class FakeKernel {
           this.nft.load(input);
           return '';
         });
+      case 'nft --check -f -':
+        return this.#nft(() => {
+          this.nft.check(input);
+          return '';
+        });
       case 'ipvsadm --save -n':
         return this.ipvs === undefined ? noIpvs : done(this.ipvs.save());
       case 'ipvsadm -L -n':
@@ -116,10 +135,14 @@ export class FakeKernel {
           : done(`Timeout (tcp tcpfin udp): ${this.ipvs.timeouts.join(' ')}\n`);
       case 'ipvsadm --restore':
         return this.ipvs === undefined ? noIpvs : this.ipvs.restore(input);
-      case 'iptables-nft --wait 5 -S FORWARD':
-        return done([`-P FORWARD ${this.forwardPolicy}`, ...this.forward, ''].join('\n'));
-      case 'iptables-legacy --wait 5 -S FORWARD':
-        return done('-P FORWARD ACCEPT\n');
+      case 'iptables-nft --wait 5 -S':
+        return done(
+          [`-P INPUT ${this.inputPolicy}`, `-P FORWARD ${this.forwardPolicy}`, '-P OUTPUT ACCEPT']
+            .concat(this.input, this.forward, '')
+            .join('\n'),
+        );
+      case 'iptables-legacy --wait 5 -S':
+        return done('-P INPUT ACCEPT\n-P FORWARD ACCEPT\n-P OUTPUT ACCEPT\n');
       default:
         return this.#oneOff(command, args);
     }
@@ -130,13 +153,16 @@ export class FakeKernel {
     const saved = `-A ${chain} ${rule.join(' ')}`;
     if (/^ip link (set|del) \S+( up)?$/.test(command)) return this.#batch(args.join(' '), false);
     if (command === 'conntrack -R -') return done('');
+    if (command === 'conntrack -L -f ipv4 -p udp') return done(this.flows.join('\n'));
     if (/^ipvsadm --set \d+ \d+ \d+$/.test(command) && this.ipvs !== undefined) {
       this.ipvs.set(args.slice(1).map(Number));
       return done('');
     }
-    if (/^iptables-nft --wait 5 -[AD] FORWARD /.test(command)) {
-      if (verb === '-A') this.forward.push(saved);
-      else if (this.forward.includes(saved)) this.forward.splice(this.forward.indexOf(saved), 1);
+    if (/^iptables-nft --wait 5 -[ADI] (FORWARD|INPUT) /.test(command)) {
+      const list = chain === 'INPUT' ? this.input : this.forward;
+      if (verb === '-A') list.push(saved);
+      else if (verb === '-I') list.splice(Number(rule[0]) - 1, 0, `-A ${chain} ${rule.slice(1).join(' ')}`);
+      else if (list.includes(saved)) list.splice(list.indexOf(saved), 1);
       else return failed('iptables: Bad rule (does a matching rule exist in that chain?).\n');
       return done('');
     }
@@ -177,6 +203,11 @@ export class FakeKernel {
   }
 }
 
+/** Whose setting it is. */
+function linkOf(path: string): string | undefined {
+  return /^ipv4\/(?:conf|neigh)\/([^/]+)\//.exec(path)?.[1];
+}
+
 const noIpvs: Outcome = {
   stdout: '',
   stderr:
@@ -193,5 +224,5 @@ function failed(stderr: string): Outcome {
 }
 
 function isLook(command: string): boolean {
-  return / show\b|--save|--timeout|-S FORWARD|nft -j list/.test(command);
+  return / show\b|--save|--timeout|-S$|nft -j list|conntrack -L/.test(command);
 }

@@ -120,9 +120,14 @@ export class FakeNft {
    * @throws {NftRefusal} as the kernel would
    */
   load(text: string): void {
+    this.#table = this.check(text);
+  }
+
+  /** `nft --check -f -`. @returns what would be. @throws {NftRefusal} as the kernel would */
+  check(text: string): FakeTable | undefined {
     let table = this.#table?.clone();
     for (const command of text.split('\n').filter((each) => each !== '')) table = step(table, command);
-    this.#table = table;
+    return table;
   }
 
   /** `nft -j list table inet causeway`, without what Causeway does not read. @throws {NftRefusal} */

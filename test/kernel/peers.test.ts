@@ -10,6 +10,10 @@ import { runTool } from '../lab/plugin-process.ts';
 import { slowness } from '../slowness.ts';
 import type { Line, Settings } from './watcher-program.ts';
 import { Namespace } from './world.ts';
+import { until } from '../support/until.ts';
+
+/** How long to wait for what a node says. */
+const patience = { timeoutMs: 40_000 * slowness, everyMs: 20 };
 
 const port = 4791;
 const a = { id: 'node-a', address: '203.0.113.1' };
@@ -63,7 +67,11 @@ class Watcher {
   }
 
   async says(verdict: string): Promise<void> {
-    await until(`${this.settings.self.id} says ${verdict}`, () => this.verdicts.at(-1) === verdict);
+    const instead = (): string[] => this.verdicts;
+    await until(`${this.settings.self.id} says ${verdict}`, () => this.verdicts.at(-1) === verdict, {
+      ...patience,
+      instead,
+    });
   }
 }
 
@@ -75,14 +83,6 @@ function run(namespace: Namespace, settings: Settings) {
     buffer: false,
     reject: false,
   });
-}
-
-async function until(what: string, holds: () => boolean): Promise<void> {
-  const end = Date.now() + 40_000 * slowness;
-  while (!holds()) {
-    assert.ok(Date.now() < end, `never: ${what}`);
-    await sleep(20);
-  }
 }
 
 describe('two nodes that watch each other', function () {
@@ -138,25 +138,25 @@ describe('two nodes that watch each other', function () {
     await mend();
   });
 
-  it('find each other dead when the link is cut, and alive when it is mended', async () => {
+  it('the link between two nodes is cut: each is dead to the other, and alive when it is mended', async () => {
     await cut();
-    await one.says('dead');
-    await two.says('dead');
+    await one.says('unreachable');
+    await two.says('unreachable');
     await mend();
     await one.says('alive');
     await two.says('alive');
-    assert.deepEqual(one.verdicts, ['alive', 'dead', 'alive']);
+    assert.deepEqual(one.verdicts, ['alive', 'unreachable', 'alive']);
   });
 
-  it('stay alive to each other when one’s process is killed: its kernel refuses', async () => {
+  it('a node’s plugin is killed: both stay alive, because its kernel refuses', async () => {
     await two.kill();
     await sleep(3_000);
     assert.deepEqual(one.verdicts, ['alive']);
     await cut();
-    await one.says('dead');
+    await one.says('unreachable');
   });
 
-  it('stay alive to each other when one’s process is stopped, and it concludes nothing from its sleep', async () => {
+  it('a node’s plugin is stopped: both stay alive, and it concludes nothing from its sleep', async () => {
     two.signal('SIGSTOP');
     await sleep(2_000);
     two.signal('SIGCONT');
@@ -165,59 +165,59 @@ describe('two nodes that watch each other', function () {
     assert.deepEqual(two.verdicts, ['alive'], 'the one that was stopped says nothing of the other');
   });
 
-  it('that lost its power is back with its process, not with its kernel', async () => {
+  it('a node that lost its power is back with its process, not with its kernel', async () => {
     await cut();
     await two.kill();
-    await one.says('dead');
+    await one.says('unreachable');
     await mend();
     // Until its kernel refuses connections.
     const probe = () =>
       one.namespace.run('sh', '-c', `exec 2>&1; timeout 1 bash -c '</dev/tcp/${b.address}/${port}' || true`);
     while (!(await probe()).includes('refused')) await sleep(50);
     await sleep(1_500);
-    assert.deepEqual(one.verdicts, ['alive', 'dead']);
+    assert.deepEqual(one.verdicts, ['alive', 'unreachable']);
     two.start();
     await one.says('alive');
   });
 
-  it('that comes back with news is back when they are known, not before', async () => {
+  it('a node that comes back with pending writes is back when they are known, not before', async () => {
     await cut();
     await two.kill();
-    await one.says('dead');
+    await one.says('unreachable');
     two.settings.offer = 'my sandboxes are gone';
     try {
       two.start();
       await mend();
       await one.says('alive');
-      assert.deepEqual(one.offers, [{ offered: 'my sandboxes are gone', verdict: 'dead' }]);
+      assert.deepEqual(one.offers, [{ offered: 'my sandboxes are gone', verdict: 'unreachable' }]);
     } finally {
       two.settings.offer = '';
     }
   });
 
-  it('that gave a sign of life and fell silent again comes back with its news no less', async () => {
+  it('a node that gave a sign of life and fell silent again comes back with its pending writes no less', async () => {
     await cut();
     two.signal('SIGSTOP');
-    await one.says('dead');
+    await one.says('unreachable');
     // Its kernel takes connections. It is tried once a second.
     await mend();
     await sleep(1_200);
     await cut();
     await two.kill();
     await sleep(3_000);
-    assert.deepEqual(one.verdicts, ['alive', 'dead']);
+    assert.deepEqual(one.verdicts, ['alive', 'unreachable']);
     two.settings.offer = 'my sandboxes are gone';
     try {
       two.start();
       await mend();
       await one.says('alive');
-      assert.deepEqual(one.offers, [{ offered: 'my sandboxes are gone', verdict: 'dead' }]);
+      assert.deepEqual(one.offers, [{ offered: 'my sandboxes are gone', verdict: 'unreachable' }]);
     } finally {
       two.settings.offer = '';
     }
   });
 
-  it('with a firewall between are unknown, which is not dead, and the log names the port', async () => {
+  it('a firewall between two nodes: they are unknown, which is not dead, and the log names the port', async () => {
     await one.kill();
     const nft = (words: string): Promise<string> => runTool(two.namespace.path, 'nft', [words]);
     await nft('add table inet wall');
@@ -226,7 +226,7 @@ describe('two nodes that watch each other', function () {
     await nft(`add rule inet wall in udp dport ${port} drop`);
     try {
       one.start();
-      await until('a warning', () => one.warnings.length > 0);
+      await until('a warning', () => one.warnings.length > 0, patience);
       assert.deepEqual(one.verdicts, ['unknown']);
       assert.match(one.warnings.join(), /open UDP and TCP port 4791 between the nodes/);
     } finally {

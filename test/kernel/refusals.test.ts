@@ -27,7 +27,7 @@ describe('a host that is in the way', function () {
     assert.deepEqual((await world.status()).networks, [], 'no record is left');
   }
 
-  it('says which device has the fabric’s VNI', async () => {
+  it('another device has the fabric’s VNI: CreateNetwork names the device', async () => {
     const { CAUSEWAY_FABRIC_VNI: vni, CAUSEWAY_FABRIC_PORT: port } = parseConfig({});
     await world.node.ip(
       ...`link add vxtaken type vxlan id ${vni} dstport ${port} local ${nodeAddress}`.split(' '),
@@ -37,7 +37,7 @@ describe('a host that is in the way', function () {
     assert.equal(await world.kernelState(), untouched);
   });
 
-  it('says that the fabric’s UDP port is taken', async () => {
+  it('the fabric’s UDP port is taken: CreateNetwork says so', async () => {
     const peer = world.peer(world.node);
     await peer.serve({ name: 'taken', udp: parseConfig({}).CAUSEWAY_FABRIC_PORT });
     await refused({}, /UDP port 4790 is in use.*CAUSEWAY_FABRIC_PORT/);
@@ -45,7 +45,7 @@ describe('a host that is in the way', function () {
     assert.equal(await world.kernelState(), untouched);
   });
 
-  it('names the address and the route a subnet overlaps with', async () => {
+  it('a subnet overlaps the host’s: the error names the address and the route', async () => {
     await refused({ subnet: '203.0.113.128/25' }, /203\.0\.113\.0\/24/);
     await refused({ subnet: '203.0.0.0/16' }, /203\.0\.113\.\d/);
     await world.node.ip('route', 'add', '10.123.0.0/16', 'via', '203.0.113.2');
@@ -54,7 +54,7 @@ describe('a host that is in the way', function () {
     assert.equal(await world.kernelState(), untouched);
   });
 
-  it('gives networks without a subnet one that overlaps nothing of the host', async () => {
+  it('networks without a subnet get one that overlaps nothing of the host', async () => {
     await world.node.ip('route', 'add', '10.64.0.0/19', 'via', '203.0.113.2');
     const network = await world.network('evasive');
     assert.equal(network.subnet, '10.64.32.0/20');
@@ -62,7 +62,7 @@ describe('a host that is in the way', function () {
     await world.node.ip('route', 'del', '10.64.0.0/19');
   });
 
-  it('says which capability is missing', async () => {
+  it('a capability is missing: the error names it', async () => {
     const plugin = await PluginProcess.start({
       netns: world.node.path,
       without: ['net_admin'],
@@ -82,7 +82,7 @@ describe('a host that is in the way', function () {
     }
   });
 
-  it('does not start with a setting it cannot honour, and says why', async () => {
+  it('a setting that cannot be honoured: the plugin does not start, and says why', async () => {
     const namespace = await Namespace.make(`${world.node.name}cfg`);
     const wrong: [Record<string, string>, RegExp][] = [
       [{ CAUSEWAY_LB: 'best' }, /CAUSEWAY_LB=best: takes auto, ipvs or nft/],

@@ -33,7 +33,7 @@ export async function startTask(world: World, service: TestService, node: TestNo
   const listed: Task = {
     ID: `task${(started += 1)}`,
     ServiceID: service.id,
-    NodeID: 'node',
+    NodeID: node.docker.id,
     DesiredState: 'running',
     Status: { State: 'preparing' },
     NetworksAttachments: [{ Network: { ID: network.id }, Addresses: [address] }],

@@ -27,8 +27,8 @@ const peers = await openPeers({
   self,
   port,
   secret: () => key,
-  offers: { revision: () => offer, read: () => offer },
-  onOffer: (_, offered) => void tell({ offered }),
+  pendingWrites: { revision: () => offer, read: () => offer },
+  onPendingWrites: (_, offered) => void tell({ offered }),
   log: { info: logged('info'), warn: logged('warn'), debug: logged('debug') },
 });
 const say = (): void => {

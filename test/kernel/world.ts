@@ -5,15 +5,16 @@ import { isDeepStrictEqual } from 'node:util';
 import { randomBytes } from 'node:crypto';
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { execa } from 'execa';
 import { request, Agent } from 'undici';
 import { FakeDockerApi } from '../fake/docker-api.ts';
 import { PluginProcess } from '../lab/plugin-process.ts';
+import type { JoinAnswer } from '../../plugin/join-answer.ts';
 import { readAccess } from '../../plugin/port-access.ts';
-import type { PortAccess } from '../../store/records.ts';
+import type { PolicyRecord, PortAccess } from '../../store/records.ts';
 import { slowness } from '../slowness.ts';
 import { startPeer, type Peer } from './peer.ts';
+import { until } from '../support/until.ts';
 
 /** Of the first node. */
 export const nodeAddress = '203.0.113.1';
@@ -143,6 +144,8 @@ export interface WorldOptions {
   nodes?: number;
   /** Settings of all plugins, given the namespace of the wire, where a shared store may have been started. */
   env?: (wire: Namespace) => Promise<Record<string, string>> | Record<string, string>;
+  /** What a node has before its plugin is started. */
+  prepare?: (node: Namespace) => Promise<void>;
 }
 
 export class World {
@@ -163,7 +166,7 @@ export class World {
     this.wire = wire;
   }
 
-  static async up({ nodes: count = 1, env = () => ({}) }: WorldOptions = {}): Promise<World> {
+  static async up({ nodes: count = 1, env = () => ({}), prepare }: WorldOptions = {}): Promise<World> {
     const prefix = `cwt${randomBytes(3).toString('hex')}`;
     const wire = await Namespace.make(`${prefix}w`);
     await wire.ip('link', 'add', 'wire', 'type', 'bridge');
@@ -180,9 +183,15 @@ export class World {
       const address = index === 0 ? nodeAddress : `203.0.113.${10 + index}`;
       await plug(wire, namespace, index === 0 ? [nodeAddress, secondNodeAddress] : [address]);
       await namespace.ip('route', 'add', 'default', 'via', clientAddress);
+      await prepare?.(namespace);
       const plugin = await PluginProcess.start({ netns: namespace.path, env: settings });
       const docker = new FakeDockerApi();
       docker.manager = index === 0;
+      // Each is a node of its own in the Swarm, and the first one leads it.
+      if (index > 0) {
+        docker.id = `node${index}`;
+        nodes[0]?.docker.nodes.push({ ID: docker.id, Status: { State: 'ready' } });
+      }
       await mkdir(join(plugin.directory, 'run'), { recursive: true });
       await docker.listen(join(plugin.directory, 'run', 'docker.sock'));
       nodes.push(new TestNode(namespace, address, docker, plugin));
@@ -329,21 +338,9 @@ export class World {
    * The container behind an endpoint runs: Docker lists it, with these labels. Waits until its node knows who may use its
    * ports.
    */
-  async startContainer(
-    { id: EndpointID, network, node }: TestEndpoint,
-    labels: Record<string, string> = {},
-  ): Promise<void> {
-    const { containers } = node.docker;
-    node.docker.containers = containers.filter(({ Name }) => Name !== `/${EndpointID}`);
-    const networks = { [network.name]: { NetworkID: network.id, EndpointID } };
-    node.docker.containers.push({
-      Id: id(),
-      Name: `/${EndpointID}`,
-      Config: { Hostname: EndpointID.slice(0, 12), Labels: labels },
-      State: { Running: true },
-      NetworkSettings: { Networks: networks },
-    });
-    node.docker.hint({ Type: 'container', Action: 'start' });
+  async startContainer(endpoint: TestEndpoint, labels: Record<string, string> = {}): Promise<void> {
+    const { id: EndpointID, node } = endpoint;
+    this.listContainer(endpoint, labels);
     const access = readAccess({ Config: { Hostname: '', Labels: labels } });
     await this.everywhere(
       ({ endpoints, kernel }) =>
@@ -351,6 +348,28 @@ export class World {
         endpoints.some((one) => one.id === EndpointID && isDeepStrictEqual(one.access, access)),
       [node],
     );
+  }
+
+  /**
+   * The container behind an endpoint runs: Docker lists it, with these labels.
+   * @param health what its own health check says, if it has one
+   */
+  listContainer(
+    { id: EndpointID, network, node }: TestEndpoint,
+    labels: Record<string, string> = {},
+    health?: 'starting' | 'healthy' | 'unhealthy',
+  ): void {
+    const { containers } = node.docker;
+    node.docker.containers = containers.filter(({ Name }) => Name !== `/${EndpointID}`);
+    const networks = { [network.name]: { NetworkID: network.id, EndpointID } };
+    node.docker.containers.push({
+      Id: id(),
+      Name: `/${EndpointID}`,
+      Config: { Hostname: EndpointID.slice(0, 12), Labels: labels },
+      State: { Running: true, ...(health !== undefined && { Health: { Status: health } }) },
+      NetworkSettings: { Networks: networks },
+    });
+    node.docker.hint({ Type: 'container', Action: 'start' });
   }
 
   /** `docker run -p`, of a container that is attached and does not run yet. @param ports as `8080:80/udp` or `192.0.2.1:8080:80` */
@@ -372,41 +391,60 @@ export class World {
   /**
    * A sandbox with one endpoint, set up as libnetwork does after Join.
    * @param requested its address, when Swarm's leader has requested one already
+   * @param sandbox that of another endpoint, as `docker network connect` has it
+   * @param asBefore with the prefix of its subnet, as nodes gave it in version 0.1
    */
-  async attach(network: TestNetwork, node = this.first, requested?: string): Promise<TestEndpoint> {
+  async attach(
+    network: TestNetwork,
+    node = this.first,
+    requested?: string,
+    sandbox?: Namespace,
+    asBefore = false,
+  ): Promise<TestEndpoint> {
     const { client } = node.plugin;
     const address = requested ?? (await this.requestAddress(network.globalPool));
-    await client.call('IpamDriver.RequestAddress', {
+    const { Address: own } = (await client.call('IpamDriver.RequestAddress', {
       PoolID: network.localPool,
       Address: bare(address),
       Options: null,
-    });
+    })) as { Address: string };
     const endpoint: TestEndpoint = {
       id: id(),
       network,
       address: bare(address),
-      sandbox: await this.sandbox(),
+      sandbox: sandbox ?? (await this.sandbox()),
       node,
     };
     const ids = { NetworkID: network.id, EndpointID: endpoint.id };
     const created = await client.call('NetworkDriver.CreateEndpoint', {
       ...ids,
-      Interface: { Address: address, AddressIPv6: '', MacAddress: '' },
+      Interface: { Address: asBefore ? address : own, AddressIPv6: '', MacAddress: '' },
       Options: { 'com.docker.network.endpoint.exposedports': [], 'com.docker.network.portmap': [] },
     });
     const joined = (await client.call('NetworkDriver.Join', {
       ...ids,
       SandboxKey: endpoint.sandbox.path,
       Options: { 'com.docker.network.endpoint.exposedports': [], 'com.docker.network.portmap': [] },
-    })) as { InterfaceName: { SrcName: string; DstPrefix: string }; Gateway: string };
+    })) as unknown as JoinAnswer;
     const { SrcName, DstPrefix } = joined.InterfaceName;
-    const name = `${DstPrefix}0`;
+    const others = this.endpoints.filter((other) => other.sandbox === endpoint.sandbox);
+    const name = `${DstPrefix}${others.length}`;
     await node.namespace.ip('link', 'set', SrcName, 'netns', endpoint.sandbox.name, 'name', name);
     const mac = (created['Interface'] as { MacAddress: string }).MacAddress;
     await endpoint.sandbox.ip('link', 'set', name, 'address', mac);
-    await endpoint.sandbox.ip('address', 'add', address, 'dev', name);
+    await endpoint.sandbox.ip('address', 'add', asBefore ? address : own, 'dev', name);
     await endpoint.sandbox.ip('link', 'set', name, 'up');
-    await endpoint.sandbox.ip('route', 'add', 'default', 'via', joined.Gateway);
+    for (const { Destination, NextHop } of joined.StaticRoutes ?? [])
+      await endpoint.sandbox.ip(
+        ...['route', 'add', Destination],
+        ...(NextHop === undefined ? ['dev', name, 'scope', 'link'] : ['via', NextHop, 'dev', name]),
+      );
+    if (joined.Gateway !== undefined) {
+      const ways = others.filter((other) => !other.network.internal).map((other) => other.network.name);
+      // libnetwork's order.
+      if (ways.every((other) => network.name < other))
+        await endpoint.sandbox.ip('route', 'replace', 'default', 'via', joined.Gateway);
+    }
     await client.call('NetworkDriver.ProgramExternalConnectivity', {
       ...ids,
       Options: { 'com.docker.network.portmap': [] },
@@ -415,14 +453,26 @@ export class World {
     return endpoint;
   }
 
-  async detach(endpoint: TestEndpoint): Promise<void> {
+  /** @param goesOn the sandbox stays without any endpoint, as of `docker network disconnect` */
+  async detach(endpoint: TestEndpoint, { goesOn = false } = {}): Promise<void> {
     const { id: EndpointID, network, address, sandbox, node } = endpoint;
     const { client } = node.plugin;
     this.endpoints.splice(this.endpoints.indexOf(endpoint), 1);
     const ids = { NetworkID: network.id, EndpointID };
     await client.call('NetworkDriver.Leave', ids);
-    await sandbox.remove();
-    this.#sandboxes.splice(this.#sandboxes.indexOf(sandbox), 1);
+    if (goesOn || this.endpoints.some((other) => other.sandbox === sandbox)) {
+      const [{ ifname } = { ifname: '' }] = JSON.parse(
+        await sandbox.ip('-j', 'address', 'show', 'to', `${address}/32`),
+      ) as { ifname: string }[];
+      await sandbox.ip('link', 'del', ifname);
+      const [way] = this.endpoints
+        .filter((other) => other.sandbox === sandbox && !other.network.internal)
+        .sort((a, b) => (a.network.name < b.network.name ? -1 : 1));
+      if (way !== undefined) await sandbox.ip('route', 'replace', 'default', 'via', way.network.gateway);
+    } else {
+      await sandbox.remove();
+      this.#sandboxes.splice(this.#sandboxes.indexOf(sandbox), 1);
+    }
     await client.call('NetworkDriver.DeleteEndpoint', ids);
     await client.call('IpamDriver.ReleaseAddress', { PoolID: network.localPool, Address: address });
     await this.plugin.client.call('IpamDriver.ReleaseAddress', {
@@ -439,8 +489,8 @@ export class World {
   }
 
   /** Starts the peer program, which serves and asks, in a namespace. */
-  peer(namespace: Namespace): Peer {
-    const peer = startPeer(namespace.path);
+  peer(namespace: Namespace, how: Parameters<typeof startPeer>[1] = {}): Peer {
+    const peer = startPeer(namespace.path, how);
     this.#peers.push(peer);
     return peer;
   }
@@ -506,7 +556,7 @@ export class World {
         }),
         ID: endpoint.id.slice(0, 25),
         ServiceID: service.id,
-        NodeID: 'node',
+        NodeID: endpoint.node.docker.id,
         DesiredState: 'running',
         Status: { State: 'running' },
         NetworksAttachments: [{ Network: { ID: service.network.id }, Addresses: [`${endpoint.address}/16`] }],
@@ -536,6 +586,17 @@ export class World {
     for (const node of nodes) await this.until(() => fulfils(node));
   }
 
+  /** Waits for a pass of every node that reads its kernel anew. */
+  async pass(): Promise<void> {
+    for (const { plugin } of this.nodes) {
+      // What it wrote is kept up to a length, so its end is remembered.
+      const end = plugin.output.slice(-500);
+      const since = (): string => plugin.output.slice(plugin.output.lastIndexOf(end) + end.length);
+      await this.until(() => Promise.resolve(since().includes('nft -j list table')));
+    }
+    await this.everywhere(({ kernel }) => kernel.settled);
+  }
+
   async removeService(service: TestService): Promise<void> {
     this.docker.services = this.docker.services.filter(({ ID }) => ID !== service.id);
     this.docker.tasks = this.docker.tasks.filter(({ ServiceID }) => ServiceID !== service.id);
@@ -554,13 +615,12 @@ export class World {
 
   /** @throws after a minute, or more on a slow machine: the plugin looks after the kernel every 5 s, or 30 s under load */
   async until(condition: () => Promise<boolean>): Promise<void> {
-    const deadline = Date.now() + 60_000 * slowness;
-    while (!(await condition())) {
-      if (Date.now() > deadline)
-        throw new Error(`it did not come to pass; the plugin said:\n${this.plugin.output.slice(-5000)}`);
+    await until(String(condition), condition, {
+      timeoutMs: 60_000 * slowness,
       // Each question is work for the node, too.
-      await sleep(25 * slowness);
-    }
+      everyMs: 25 * slowness,
+      instead: () => `the plugin said:\n${this.plugin.output.slice(-5000)}`,
+    });
   }
 
   /** See {@link TestNode.kernelState}, of the first node. */
@@ -579,15 +639,17 @@ async function plug(wire: Namespace, namespace: Namespace, addresses: string[]):
 }
 
 export interface Status {
-  nodes: { id: string; address: string; hidden: boolean }[];
+  nodes: { id: string; address: string; unreachable: boolean }[];
   engine: { name: string; why: string };
   kernel: { settled: boolean; error?: string };
   services: {
     id: string;
+    networks: string[];
     tasks: { draining: boolean; addresses: Record<string, string>; weight?: number }[];
     problems?: string[];
+    policy?: PolicyRecord;
   }[];
-  virtualServers: { id: string; shortcomings: string[] }[];
+  virtualServers: { id: string; unsupported: string[] }[];
   endpoints: { id: string; address: string; access?: PortAccess }[];
   networks: { id: string; refused?: string }[];
 }

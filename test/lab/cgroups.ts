@@ -1,15 +1,19 @@
 // Owns the lab's control groups: one subtree per node in every mounted hierarchy (cgroup v1, v2, or both).
-// Must not touch groups outside /causeway-lab.
+// Must not touch groups outside /causeway-lab-*, nor those of labs of another checkout.
+import { createHash } from 'node:crypto';
 import { existsSync } from 'node:fs';
 import { mkdir, readdir, readFile, realpath, rmdir, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { slowness } from '../slowness.ts';
-import { until } from './processes.ts';
+import { until } from '../support/until.ts';
 
 const mountPoint = '/sys/fs/cgroup';
 
-/** The group all labs live in, as a path within each hierarchy. */
-const top = '/causeway-lab';
+/** The group all labs of this checkout live in, as a path within each hierarchy: those of another may have the same names. */
+const top = `/causeway-lab-${createHash('sha256')
+  .update(import.meta.dirname)
+  .digest('hex')
+  .slice(0, 6)}`;
 
 /** A lab's group, or one of its nodes', as a path within each hierarchy. */
 export const groupOf = (...names: string[]) => join(top, ...names);

@@ -4,12 +4,14 @@ import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { execa } from 'execa';
 import { buildPlugin } from '../../rootfs/build.ts';
+import { defaultEngine, parseEngine } from './engines.ts';
 import { loadImage, prepareImage, type Image } from './image.ts';
 import { Lab } from './lab.ts';
 import type { Host, LabNode } from './node.ts';
 import { toolsEnv } from './tools.ts';
 
 const usage = `usage: npm run lab -- up [--name NAME] [--nodes N]       Docker nodes n1 … nN and a client, with the test image
+           [--engine 20.10|26|28]                      … of Docker 20.10, 26.1 or 28.5
            [--swarm] [--managers M]                    … one Swarm, the first M of them (one) its managers
            [--consul]                                  … with a Consul server on every manager
            [--plugin]                                  … with the plugin on every node
@@ -31,6 +33,7 @@ const { values, positionals } = parseArgs({
   options: {
     name: { type: 'string' },
     nodes: { type: 'string', default: '1' },
+    engine: { type: 'string' },
     count: { type: 'string', default: '6' },
     swarm: { type: 'boolean', default: false },
     managers: { type: 'string' },
@@ -53,7 +56,8 @@ async function up(): Promise<void> {
   const name = values.name ?? 'lab';
   const image = await prepareImage({ progress, signal: stop.signal });
   if (values.plugin) await buildPlugin({ progress, signal: stop.signal });
-  const lab = await Lab.up({ name, nodes: Number(values.nodes), progress, signal: stop.signal });
+  const engine = values.engine === undefined ? defaultEngine() : parseEngine(values.engine);
+  const lab = await Lab.up({ name, nodes: Number(values.nodes), engine, progress, signal: stop.signal });
   try {
     await furnish(lab, image, stop.signal);
   } catch (error) {

@@ -4,11 +4,12 @@ import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { unpackDebian } from '../../rootfs/debian.ts';
-import { until } from './processes.ts';
+import { until } from '../support/until.ts';
 import { startCommand, type Command, type Running } from './node.ts';
 
 const root = join(import.meta.dirname, '../..');
-const consulDir = join(root, 'build/consul');
+/** Where the program is unpacked. */
+export const consulDir = join(root, 'build/consul');
 
 /** The program, once {@link prepareConsul} is done. */
 export const consulProgram = join(consulDir, 'usr/bin/consul');

@@ -8,6 +8,7 @@ import { basename, join } from 'node:path';
 import { execa } from 'execa';
 import { unpackDebian } from '../../rootfs/debian.ts';
 import { withLock } from '../../rootfs/lock.ts';
+import { nodeFile } from '../../rootfs/node.ts';
 import { copyPrograms, libraryDir, mergedUsr } from '../../rootfs/programs.ts';
 import type { LabNode } from './node.ts';
 
@@ -77,27 +78,57 @@ export async function prepareImage(
 ): Promise<Image> {
   await unpackDebian({ packages, into: debianDir, exclude: unneeded, ...o });
   await unpackDebian({ ...compiler, into: compilerDir, ...o });
-  return withLock(lockFile, { timeoutMs: 120_000, signal: o.signal }, async () => {
-    const packed = [debianDir, compilerDir].map((one) => `${one}.packages`);
-    const inputs = await digestOf(import.meta.filename, echoFile, lookFile, nodePackage, ...packed);
+  const packed = [debianDir, compilerDir].map((one) => `${one}.packages`);
+  return packImage(
+    {
+      name: imageName,
+      tar,
+      inputs: [import.meta.filename, echoFile, lookFile, nodePackage, ...packed],
+      fill: fillRoot,
+      config: { Entrypoint: ['/usr/bin/node', '/echo.ts'], Cmd: ['serve'], Env: ['PATH=/usr/sbin:/usr/bin'] },
+    },
+    o,
+  );
+}
+
+/** What an image is made of. */
+export interface Recipe {
+  name: string;
+  /** The archive to write; beside it is written what it was made of. */
+  tar: string;
+  /** Files whose content decides whether an archive of before is still right. */
+  inputs: string[];
+  /** Lays out the image's file system in a directory. */
+  fill: (dir: string) => Promise<void>;
+  /** As in the image specification: Entrypoint, Cmd, Env. */
+  config: object;
+}
+
+/** Makes an image's archive, unless the one of an earlier run is still right. */
+export function packImage(
+  { name, tar, inputs: files, fill, config: words }: Recipe,
+  o: { progress?: (line: string) => void; signal?: AbortSignal } = {},
+): Promise<Image> {
+  return withLock(lockFile, { timeoutMs: 240_000, signal: o.signal }, async () => {
+    const inputs = await digestOf(...files);
     const [before, id] = (await readFile(`${tar}.inputs`, 'utf8').catch(() => '')).split('\n');
     if (before === inputs && id !== undefined) return { tar, id };
 
-    o.progress?.('making the container image');
-    const dir = join(root, 'build/cache/image');
+    o.progress?.(`making the container image ${name}`);
+    const dir = `${tar}.making`;
     await rm(dir, { recursive: true, force: true });
     await mkdir(dir);
-    await fillRoot(join(dir, 'root'));
+    await fill(join(dir, 'root'));
     await pack(join(dir, 'layer.tar'), join(dir, 'root'), ['.'], o.signal);
     await rm(join(dir, 'root'), { recursive: true });
     const config = JSON.stringify({
       architecture: process.arch === 'arm64' ? 'arm64' : 'amd64',
       os: 'linux',
-      config: { Entrypoint: ['/usr/bin/node', '/echo.ts'], Cmd: ['serve'], Env: ['PATH=/usr/sbin:/usr/bin'] },
+      config: words,
       rootfs: { type: 'layers', diff_ids: [`sha256:${await digestOf(join(dir, 'layer.tar'))}`] },
     });
     const hash = createHash('sha256').update(config).digest('hex');
-    const manifest = [{ Config: `${hash}.json`, RepoTags: [imageName], Layers: ['layer.tar'] }];
+    const manifest = [{ Config: `${hash}.json`, RepoTags: [name], Layers: ['layer.tar'] }];
     await writeFile(join(dir, `${hash}.json`), config);
     await writeFile(join(dir, 'manifest.json'), JSON.stringify(manifest));
 
@@ -122,7 +153,7 @@ async function fillRoot(dir: string): Promise<void> {
     into: dir,
     programs: ['/usr/bin/busybox', '/usr/bin/iperf3', '/usr/sbin/nginx'],
     data: ['/etc/protocols', '/etc/services'],
-    foreign: { '/usr/bin/node': join(root, 'node_modules/node/bin/node') },
+    foreign: { '/usr/bin/node': nodeFile },
     links: Object.fromEntries(applets.map((name) => [`/usr/bin/${name}`, 'busybox'])),
   });
   for (const place of ['proc', 'sys', 'dev', 'tmp', 'srv', 'etc/nginx', 'var/log/nginx', 'var/lib/nginx']) {

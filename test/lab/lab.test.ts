@@ -4,10 +4,11 @@ import assert from 'node:assert/strict';
 import { existsSync } from 'node:fs';
 import { readdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { groupOf } from './cgroups.ts';
 import { loadImage, prepareImage, type Image } from './image.ts';
 import { Lab, labsDir } from './lab.ts';
 import type { Host, LabNode } from './node.ts';
-import { until } from './processes.ts';
+import { until } from '../support/until.ts';
 
 const name = 'test-lab';
 
@@ -16,7 +17,7 @@ async function traces(): Promise<string[]> {
   const groups = await readdir('/sys/fs/cgroup', { recursive: true });
   const mounts = await readFile('/proc/self/mounts', 'utf8');
   return [
-    ...groups.filter((path) => path.includes(`causeway-lab/${name}`)),
+    ...groups.filter((path) => path.includes(groupOf(name))),
     ...mounts.split('\n').filter((line) => line.includes(join(labsDir, name))),
   ];
 }
@@ -60,7 +61,7 @@ describe('a lab of three Docker nodes', function () {
   });
   after(() => Lab.down(name));
 
-  it('loses a node whose cable is pulled, and has it back', async () => {
+  it('a lab loses a node whose cable is pulled, and has it back', async () => {
     await lab.cut(n2);
     assert.deepEqual(await lab.cutNodes(), [n2]);
     assert.equal(await reaches(n1, n2), false);
@@ -73,7 +74,7 @@ describe('a lab of three Docker nodes', function () {
     await becomes(n2, 'Ready');
   });
 
-  it('can be split in two, and healed by another process', async () => {
+  it('a lab can be split in two, and healed by another process', async () => {
     await lab.partition([n1], [n2, n3]);
     assert.equal(await reaches(n1, n2), false);
     assert.equal(await reaches(n3, n1), false);
@@ -87,7 +88,7 @@ describe('a lab of three Docker nodes', function () {
     await becomes(n3, 'Ready');
   });
 
-  it('cuts a node’s power without a goodbye, and the node comes back by itself', async () => {
+  it('a lab cuts a node’s power without a goodbye, and the node comes back by itself', async () => {
     await loadImage(n3, image);
     const create = ['service', 'create', '--detach', '--quiet', '--no-resolve-image', '--name', 'web'];
     await n1.docker([...create, '--mode', 'global', '--constraint', 'node.hostname==n3', image.id]);
@@ -159,7 +160,7 @@ describe('a lab of three Docker nodes', function () {
     assert.equal(lab.consulStore, `consul://${lab.nodes.map(({ address }) => `${address}:8500`).join(',')}`);
   });
 
-  it('leaves nothing behind, with a node that is off', async () => {
+  it('a lab with a node that is off leaves nothing behind', async () => {
     await lab.kill(n2);
     assert.notDeepEqual(await traces(), []);
     await lab.down();

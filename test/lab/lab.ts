@@ -6,10 +6,13 @@ import { join } from 'node:path';
 import { createPlugin, pluginName } from '../../rootfs/create.ts';
 import { groupOf, processesOf, removeGroup } from './cgroups.ts';
 import { consulPort, consulServer, prepareConsul } from './consul.ts';
+import { defaultEngine, prepareEngine, type EngineName } from './engines.ts';
 import { LabNode, runCommand, startCommand } from './node.ts';
-import type { Command, Host, NodePlace, Ran, RunOptions, Running } from './node.ts';
+import type { Command, DockerdSettings, Host, NodePlace, Ran, RunOptions, Running } from './node.ts';
 import { slowness } from '../slowness.ts';
-import { endAll, processesIn, until } from './processes.ts';
+import { endAll, processesIn } from './processes.ts';
+import { until } from '../support/until.ts';
+import { enablePlugin } from './slow.ts';
 import { prepareTools } from './tools.ts';
 import {
   clientAddress,
@@ -32,6 +35,10 @@ export interface LabOptions {
   name: string;
   /** How many Docker nodes, called n1, n2, … */
   nodes?: number;
+  /** Default: what CAUSEWAY_TEST_ENGINE says, or 20.10. */
+  engine?: EngineName;
+  /** How each engine is started. */
+  dockerd?: DockerdSettings;
   /** Data roots prepared for the nodes, in their order, in place of empty ones. They are used, and not removed. */
   data?: readonly string[];
   progress?: (line: string) => void;
@@ -43,6 +50,8 @@ interface LabRecord {
   plan: Plan;
   /** The names of the nodes that have been made. Whether they are on is in their own directories. */
   nodes: string[];
+  engine: EngineName;
+  dockerd: DockerdSettings;
 }
 
 /** A namespace with a network of its own and nothing else of its own. */
@@ -95,11 +104,13 @@ export class Lab implements AsyncDisposable {
    */
   static async up(o: LabOptions): Promise<Lab> {
     const { name, nodes: count = 1, data = [], progress = () => {}, signal } = o;
+    const engines = { engine: o.engine ?? defaultEngine(), dockerd: o.dockerd ?? {} };
     if (!/^[a-z0-9-]{1,20}$/.test(name)) throw new Error(`${name} is no lab name: use a-z, 0-9 and dashes.`);
     if (process.getuid?.() !== 0)
       throw new Error('A lab needs root: it makes namespaces and runs Docker Engines.');
     await mkdir(labsDir, { recursive: true });
     await prepareTools({ progress, ...(signal ? { signal } : {}) });
+    await prepareEngine(engines.engine, { progress, ...(signal ? { signal } : {}) });
     await mkdir(join(labsDir, name)).catch((error: unknown) => {
       if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
       throw new Error(`Lab ${name} exists. End it first: npm run lab -- down --name ${name}`);
@@ -115,14 +126,14 @@ export class Lab implements AsyncDisposable {
 
       const nodes: LabNode[] = [];
       for (const [index, nodeName] of names.entries()) {
-        const place = placeOf(name, plan, nodeName);
+        const place = placeOf(name, plan, nodeName, engines);
         await mkdir(place.dir);
         const prepared = data[index];
         if (prepared !== undefined) await symlink(prepared, join(place.dir, 'docker'));
         const node = new LabNode(place);
         await node.boot(signal);
         nodes.push(node);
-        await writeRecord(name, { plan, nodes: nodes.map((each) => each.name) });
+        await writeRecord(name, { plan, nodes: nodes.map((each) => each.name), ...engines });
       }
       progress('starting Docker');
       // dockerd gives containerd 15 s to start, which two at once exceed on a slow processor.
@@ -140,8 +151,8 @@ export class Lab implements AsyncDisposable {
     const text = await readFile(recordFile(name), 'utf8').catch(() => undefined);
     if (text === undefined)
       throw new Error(`There is no lab ${name}. Start it: npm run lab -- up --name ${name}`);
-    const { plan, nodes } = JSON.parse(text) as LabRecord;
-    const places = nodes.map((node) => placeOf(name, plan, node));
+    const { plan, nodes, ...engines } = JSON.parse(text) as LabRecord;
+    const places = nodes.map((node) => placeOf(name, plan, node, engines));
     return new Lab(name, plan, await Promise.all(places.map((place) => LabNode.attach(place))));
   }
 
@@ -345,7 +356,7 @@ export class Lab implements AsyncDisposable {
       this.nodes.map(async (node) => {
         await createPlugin((args) => node.docker(args, { signal }));
         if (settings.length > 0) await node.docker(['plugin', 'set', pluginName, ...settings], { signal });
-        await node.docker(['plugin', 'enable', pluginName], { signal });
+        await enablePlugin(node, pluginName, signal);
         progress(`${pluginName} is enabled on ${node.name}`);
       }),
     );
@@ -363,7 +374,12 @@ async function hasLeader(node: LabNode): Promise<boolean> {
 const spacesOf = (lab: string) => new Namespaces(join(labsDir, lab, 'ns'));
 const recordFile = (lab: string) => join(labsDir, lab, 'lab.json');
 
-function placeOf(lab: string, plan: Plan, name: string): NodePlace {
+function placeOf(
+  lab: string,
+  plan: Plan,
+  name: string,
+  engines: Pick<LabRecord, 'engine' | 'dockerd'>,
+): NodePlace {
   const dir = join(labsDir, lab, name);
   return {
     lab,
@@ -372,6 +388,7 @@ function placeOf(lab: string, plan: Plan, name: string): NodePlace {
     dir,
     spaces: spacesOf(lab),
     nameserver: routerAddress(plan),
+    ...engines,
   };
 }
 

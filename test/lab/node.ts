@@ -9,6 +9,7 @@ import { join, relative } from 'node:path';
 import { json } from 'node:stream/consumers';
 import { execa } from 'execa';
 import { createGroup, groupOf, processesOf, removeGroup } from './cgroups.ts';
+import { withEngine, type EngineName } from './engines.ts';
 import {
   endAll,
   identify,
@@ -17,9 +18,9 @@ import {
   nameOf,
   processesIn,
   signal,
-  until,
   type ProcessId,
 } from './processes.ts';
+import { until } from '../support/until.ts';
 import { toolsDir, toolsEnv } from './tools.ts';
 import type { Namespaces } from './underlay.ts';
 
@@ -64,6 +65,12 @@ export interface Host {
 export type Command = readonly [string, ...string[]];
 export type Running = ReturnType<typeof startCommand>;
 
+/** How an engine is started, besides what makes it part of the lab. */
+export interface DockerdSettings {
+  args?: readonly string[];
+  env?: Readonly<Record<string, string>>;
+}
+
 /** What a node is made of. */
 export interface NodePlace {
   lab: string;
@@ -74,6 +81,8 @@ export interface NodePlace {
   spaces: Namespaces;
   /** Where names are asked that Docker does not know. Nothing need answer there. */
   nameserver: string;
+  engine: EngineName;
+  dockerd: DockerdSettings;
 }
 
 export class LabNode implements Host {
@@ -82,6 +91,8 @@ export class LabNode implements Host {
   readonly address: string;
   /** Directory on the machine: dockerd.log, run/docker.sock and the data root are in it. */
   readonly dir: string;
+  /** Counts from the next start of the engine on. */
+  dockerd: DockerdSettings;
   readonly #place: NodePlace;
 
   /** The node of that place, on or off: `boot` turns it on. */
@@ -89,6 +100,7 @@ export class LabNode implements Host {
     this.name = place.name;
     this.address = place.address;
     this.dir = place.dir;
+    this.dockerd = place.dockerd;
     this.#place = place;
   }
 
@@ -206,24 +218,36 @@ export class LabNode implements Host {
   /** Starts dockerd and waits until it answers. @throws Error with the end of its log when it does not. */
   async startDocker(stop?: AbortSignal): Promise<void> {
     const log = join(this.dir, 'dockerd.log');
-    detach(
+    const { args = [], env = {} } = this.dockerd;
+    const started = detach(
       [
         ...(await joinGroup(this.#group('dockerd'))),
-        ...[...this.#enter(), 'dockerd'],
+        ...[...this.#enter(), 'env', ...Object.entries(env).map(([name, value]) => `${name}=${value}`)],
+        'dockerd',
         ...['--data-root', join(this.dir, 'docker'), '--host', 'unix:///run/docker.sock'],
         ...['--storage-driver', 'overlay2', '--shutdown-timeout', '5'],
+        ...args,
       ],
       log,
     );
     try {
-      await until(`Docker answers on node ${this.name}`, () => this.#answers(), {
+      const answers = async (): Promise<boolean> => {
+        if (await this.#answers()) return true;
+        // What started it ends with it.
+        if (!existsSync(`/proc/${started}`)) throw new Error('it ended');
+        return false;
+      };
+      await until(`Docker answers on node ${this.name}`, answers, {
         timeoutMs: startTimeoutMs,
         signal: stop,
       });
     } catch (error) {
       stop?.throwIfAborted();
       const lines = (await readFile(log, 'utf8')).trimEnd().split('\n');
-      throw new Error(`dockerd did not start. The end of ${log}:\n${lines.slice(-12).join('\n')}`, {
+      // What a crash says comes before the stacks of its threads.
+      const crash = lines.findLastIndex((line) => /^(panic|fatal error|SIG[A-Z]+):/.test(line));
+      const said = crash < 0 ? lines.slice(-12) : lines.slice(crash, crash + 12);
+      throw new Error(`dockerd did not start. The end of ${log}:\n${said.join('\n')}`, {
         cause: error,
       });
     }
@@ -339,6 +363,7 @@ export class LabNode implements Host {
       '--net',
       '--pid',
       '--',
+      ...withEngine(this.#place.engine),
     ];
   }
 

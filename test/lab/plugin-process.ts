@@ -92,7 +92,15 @@ export class PluginProcess {
           `--bounding-set=-${name}`,
           `--inh-caps=-${name}`,
         ]),
-        ...['unshare', '--mount', script, join(pluginDir, 'rootfs'), this.directory],
+        ...[
+          'unshare',
+          '--mount',
+          '--propagation',
+          'slave',
+          script,
+          join(pluginDir, 'rootfs'),
+          this.directory,
+        ],
         ...entrypoint,
       ],
       {

@@ -1,8 +1,7 @@
 // Owns finding, recognising and ending the processes of a lab, from what the kernel says about them.
 // Must not end a process that is not in one of the lab's namespaces or control groups.
 import { readdir, readFile, readlink } from 'node:fs/promises';
-import { setTimeout as sleep } from 'node:timers/promises';
-import { inspect } from 'node:util';
+import { until } from '../support/until.ts';
 
 /** A process, told from a later one with the same number by when it started (clock ticks since boot). */
 export interface ProcessId {
@@ -73,34 +72,4 @@ export async function endAll(what: string, find: () => Promise<number[]>): Promi
     },
     { timeoutMs: endTimeoutMs },
   );
-}
-
-/**
- * Polls until `done` gives something.
- *
- * @param o `instead`: asked once time is up, for what there was in its place
- * @throws Error `what` did not come about within `timeoutMs`; or the signal fired.
- */
-export async function until<T>(
-  what: string,
-  done: () => Promise<T | undefined | false>,
-  o: {
-    timeoutMs: number;
-    everyMs?: number;
-    signal?: AbortSignal | undefined;
-    instead?: () => unknown;
-  },
-): Promise<T> {
-  const deadline = performance.now() + o.timeoutMs;
-  for (;;) {
-    const value = await done();
-    if (value !== undefined && value !== false) return value;
-    if (performance.now() > deadline) {
-      const instead = o.instead
-        ? `. Instead:\n${inspect(await o.instead(), { depth: 8, compact: 8, breakLength: 160 })}`
-        : '';
-      throw new Error(`Waited ${o.timeoutMs / 1000} s in vain: ${what}${instead}`);
-    }
-    await sleep(o.everyMs ?? 100, undefined, o.signal ? { signal: o.signal } : {});
-  }
 }

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { execa } from 'execa';
 import { unpackDebian } from '../../rootfs/debian.ts';
 import type { LabNode } from './node.ts';
-import { until } from './processes.ts';
+import { until } from '../support/until.ts';
 
 const into = join(import.meta.dirname, '../../build/registry');
 

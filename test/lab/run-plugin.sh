@@ -5,7 +5,7 @@
 set -eu
 rootfs=$1 directory=$2
 shift 2
-mount --make-rprivate /
+mount --make-rslave /
 mount -t tmpfs tmpfs "$directory/root"
 mkdir "$directory/root/upper" "$directory/root/work" "$directory/root/merged"
 root=$directory/root/merged
@@ -13,6 +13,8 @@ mount -t overlay overlay -o "lowerdir=$rootfs,upperdir=$directory/root/upper,wor
 mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
 mount --rbind "$directory/run" "$root/host/run"
+mkdir -p "$directory/run/netns"
+mount --rbind /run/netns "$root/host/run/netns"
 mount --bind /proc/sys/net "$root/host/sys-net"
 mount --bind "$directory/data" "$root/data"
 mount --bind "$directory/plugins" "$root/run/docker/plugins"

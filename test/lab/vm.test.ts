@@ -5,7 +5,8 @@ import { spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { nameOf, until as poll } from './processes.ts';
+import { nameOf } from './processes.ts';
+import { until } from '../support/until.ts';
 import { Vm, VmError } from './vm.ts';
 
 const emulated = 60_000;
@@ -21,7 +22,7 @@ describe('virtual machine', function () {
   });
   after(() => vm.shutdown());
 
-  it('gives output, input, environment and exit code', async () => {
+  it('a virtual machine’s command has its output, input, environment and exit code', async () => {
     const script = 'read word; echo "$word $HERE"; echo oops >&2; exit 7';
     const chunks: string[] = [];
     const result = await vm.run(['sh', '-c', script], {
@@ -33,21 +34,21 @@ describe('virtual machine', function () {
     assert.equal(chunks.join(''), result.stdout);
   });
 
-  it('tells a signal as a shell does', async () => {
+  it('a virtual machine’s command that a signal ended has the exit code that a shell gives it', async () => {
     const { exitCode } = await vm.run(['sh', '-c', 'kill -TERM $$']);
     assert.equal(exitCode, 128 + 15);
   });
 
-  it('carries megabytes unharmed', async () => {
+  it('a virtual machine’s pipes carry megabytes unharmed', async () => {
     const { stdout } = await vm.run(['seq', '1', '300000']);
     assert.equal(stdout, Array.from({ length: 300_000 }, (_, i) => `${i + 1}\n`).join(''));
   });
 
-  it('rejects a command that does not exist', async () => {
+  it('a virtual machine rejects a command that does not exist', async () => {
     await assert.rejects(vm.run(['no-such-command']), /no-such-command did not start: .*ENOENT/);
   });
 
-  it('ends a command at its deadline, with what it started, and goes on', async () => {
+  it('a virtual machine ends a command at its deadline, with what it started, and goes on', async () => {
     const slow = vm.run(['sh', '-c', 'sleep 1234 & wait'], { timeoutMs: 2_000 });
     const quick = vm.run(['echo', 'meanwhile']);
     assert.equal((await quick).stdout, 'meanwhile\n');
@@ -56,14 +57,14 @@ describe('virtual machine', function () {
     assert.doesNotMatch(stdout, /sleep 1234 /);
   });
 
-  it('ends a command when asked', async () => {
+  it('a virtual machine ends a command when asked', async () => {
     const stop = new AbortController();
     const slow = vm.run(['sleep', '1234'], { signal: stop.signal });
     stop.abort(new Error('enough'));
     await assert.rejects(slow, /^Error: enough$/);
   });
 
-  it('runs a stock kernel whose modules load by themselves', async () => {
+  it('a virtual machine runs a stock kernel whose modules load by themselves', async () => {
     const { stdout } = await vm.run(
       ['sh', '-c', 'uname -r; ip link add dummy0 type dummy; ip link show dummy0'],
       {
@@ -77,14 +78,14 @@ describe('virtual machine', function () {
     assert.equal((await vm.run(['cat', '/proc/net/ip_vs'])).exitCode, 0);
   });
 
-  it('writes nothing to the host', async () => {
+  it('a virtual machine writes nothing to the host', async () => {
     const file = join(import.meta.dirname, 'written-by-the-machine');
     const { exitCode } = await vm.run(['touch', file, '/etc/written-by-the-machine']);
     assert.equal(exitCode, 0);
     assert(!existsSync(file) && !existsSync('/etc/written-by-the-machine'));
   });
 
-  it('tells a panic with the end of the console', async () => {
+  it('a virtual machine’s panic is reported with the end of the console', async () => {
     const crash = vm.run(['sh', '-c', 'echo c >/proc/sysrq-trigger']);
     await assert.rejects(crash, (error) => error instanceof VmError && /Kernel panic/.test(error.message));
     await assert.rejects(vm.run(['true']), VmError);
@@ -94,7 +95,7 @@ describe('virtual machine', function () {
 describe('end of a virtual machine', function () {
   this.timeout(3 * emulated);
 
-  it('comes with a kill of its harness', async () => {
+  it('a virtual machine ends with a kill of its harness', async () => {
     const command = [join(import.meta.dirname, 'vm-exec.ts'), 'sleep', '1234'];
     const harness = spawn(process.execPath, command, { stdio: ['ignore', 'ignore', 'pipe'] });
     const booted = Promise.withResolvers<undefined>();
@@ -108,13 +109,13 @@ describe('end of a virtual machine', function () {
     const qemu = await qemuBelow(harness.pid!);
     assert(qemu !== undefined);
     harness.kill('SIGKILL');
-    await until('QEMU ends', async () => (await nameOf(qemu)) !== qemuName);
+    await until('QEMU ends', async () => (await nameOf(qemu)) !== qemuName, patience);
   });
 
-  it('comes with an abort while it boots', async () => {
+  it('a virtual machine ends with an abort while it boots', async () => {
     const stop = new AbortController();
     const boot = Vm.boot({ name: 'aborted', signal: stop.signal });
-    await until('QEMU starts', () => qemuBelow(process.pid));
+    await until('QEMU starts', () => qemuBelow(process.pid), patience);
     stop.abort(new Error('enough'));
     await assert.rejects(boot, /^Error: enough$/);
     assert.equal(await qemuBelow(process.pid), undefined);
@@ -135,5 +136,4 @@ async function qemuBelow(pid: number): Promise<number | undefined> {
   return undefined;
 }
 
-const until = (what: string, done: () => Promise<number | boolean | undefined>) =>
-  poll(what, done, { timeoutMs: 10_000 });
+const patience = { timeoutMs: 10_000 };

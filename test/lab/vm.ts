@@ -254,6 +254,6 @@ function plainEnvironment(): Record<string, string> {
     ].join(':'),
     HOME: '/root',
     LANG: 'C.UTF-8',
-    TMPDIR: '/var/tmp',
+    TMPDIR: '/vm-tmp',
   };
 }

@@ -9,6 +9,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { connectDocker } from '../../swarm/docker.ts';
+import { EngineHealth } from '../../swarm/engine-health.ts';
 import { runPublisher } from '../../swarm/publisher.ts';
 import { FakeDockerApi } from '../fake/docker-api.ts';
 import { captureLog } from '../fake/log.ts';
@@ -56,12 +57,12 @@ describe('the plugin socket', () => {
   afterEach(() => node.stop());
 
   for (const [method, answer] of Object.entries(questions)) {
-    it(`answers ${method}, which comes with an empty body`, async () => {
+    it(`${method} with an empty body is answered`, async () => {
       assert.deepEqual(await node.client.post(method), { status: 200, contentType, body: answer });
     });
   }
 
-  it('answers GwAllocCheck of Docker 28 and later: every network has an IPv4 gateway', async () => {
+  it('GwAllocCheck of Docker 28 and later: the answer is that every network has an IPv4 gateway', async () => {
     const Options = { [label.internal]: true };
     assert.deepEqual(await node.client.post('NetworkDriver.GwAllocCheck', { Options }), {
       status: 200,
@@ -70,7 +71,7 @@ describe('the plugin socket', () => {
     });
   });
 
-  it("takes note of Docker's own gossip without a word", async () => {
+  it('DiscoverNew and DiscoverDelete, Docker’s own gossip, are answered and change nothing', async () => {
     // DiscoveryType 1 is a node, 2 an encryption key (libnetwork/discoverapi).
     const found = {
       DiscoveryType: 1,
@@ -80,7 +81,7 @@ describe('the plugin socket', () => {
       assert.deepEqual((await node.client.post(method, found)).body, {});
   });
 
-  it('understands requests of any content type, or none', async () => {
+  it('a request of any content type, or of none, is understood', async () => {
     // PluginClient names none, as Docker.
     const status = await new Promise<number | undefined>((resolve, reject) => {
       const call = httpRequest(
@@ -100,7 +101,7 @@ describe('the plugin socket', () => {
     assert.equal(status, 200);
   });
 
-  it('keeps a connection that Docker does not use for a while', async function () {
+  it('an idle connection of Docker’s stays open for a while', async function () {
     this.timeout(20_000);
     const socket = connect(node.socket);
     const call = 'POST /NetworkDriver.GetCapabilities HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n';
@@ -113,7 +114,7 @@ describe('the plugin socket', () => {
     socket.destroy();
   });
 
-  it('answers 404 to a call it does not know, as Docker wants it', async () => {
+  it('a call that is not known: 404, as Docker expects it', async () => {
     for (const method of ['NetworkDriver.Frobnicate', 'VolumeDriver.Create', 'toString', '__proto__', '']) {
       const answer = await node.client.post(method, {});
       assert.equal(answer.status, 404, method);
@@ -122,7 +123,7 @@ describe('the plugin socket', () => {
     }
   });
 
-  it('answers 404 to what is no POST', async () => {
+  it('a request that is no POST: 404', async () => {
     const status = await new Promise<number | undefined>((resolve, reject) => {
       httpRequest({ socketPath: node.socket, path: '/NetworkDriver.GetCapabilities' }, (response) => {
         response.resume();
@@ -135,7 +136,7 @@ describe('the plugin socket', () => {
   });
 
   for (const [method, fields] of Object.entries(required)) {
-    describe(`refuses ${method} with 400`, () => {
+    describe(`${method} without a field that it needs`, () => {
       const cases: Record<string, unknown> = {
         'with an empty body, as from a retry whose buffer was drained': undefined,
         'with half a body': '{"NetworkID": "f',
@@ -152,7 +153,7 @@ describe('the plugin socket', () => {
       }
 
       for (const field of fields) {
-        it(`without ${field}, which it names`, async () => {
+        it(`a call without ${field}: 400, and the error names the field`, async () => {
           const others = fields.filter((other) => other !== field).map((other) => [other, 'x'] as const);
           const answer = await node.client.post(method, Object.fromEntries(others));
           assert.equal(answer.status, 400);
@@ -162,13 +163,13 @@ describe('the plugin socket', () => {
     });
   }
 
-  it('refuses a field of the wrong kind', async () => {
+  it('a field of the wrong type: 400', async () => {
     const answer = await node.client.post('NetworkDriver.Leave', { NetworkID: 5, EndpointID: 'e' });
     assert.equal(answer.status, 400);
     assert.match(String(answer.body['Err']), /^NetworkDriver\.Leave: .*NetworkID/);
   });
 
-  it('refuses a body that is too large, and goes on', async () => {
+  it('a body that is too large is refused, and the next request is answered', async () => {
     const answer = await node.client.post(
       'NetworkDriver.Leave',
       JSON.stringify({ NetworkID: 'x'.repeat(5e6) }),
@@ -177,12 +178,12 @@ describe('the plugin socket', () => {
     assert.equal((await node.client.post('NetworkDriver.GetCapabilities')).status, 200);
   });
 
-  it('takes fields of a later Docker that it does not know', async () => {
+  it('fields of a later Docker that are not known are ignored', async () => {
     const ids = { NetworkID: 'n', EndpointID: 'e', Novelty: { Deep: 1 } };
     assert.equal((await node.client.post('NetworkDriver.Leave', ids)).status, 200);
   });
 
-  it('answers 200 with Err to a refusal of the network driver, and with Error to one of IPAM', async () => {
+  it('a refusal is answered with 200: in Err by the network driver, in Error by IPAM', async () => {
     const ids = { NetworkID: 'n', EndpointID: 'e' };
     const network = await node.client.post('NetworkDriver.EndpointOperInfo', ids);
     assert.deepEqual(
@@ -193,7 +194,7 @@ describe('the plugin socket', () => {
     assert.deepEqual([ipam.status, ipam.contentType, Object.keys(ipam.body)], [200, contentType, ['Error']]);
   });
 
-  it('logs a refusal of what a user asked for as a warning, and a failure of its own as an error', async () => {
+  it('the log has a refusal of what a user asked for as a warning, and a failure of the plugin as an error', async () => {
     await node.client.post('NetworkDriver.EndpointOperInfo', { NetworkID: 'n', EndpointID: 'e' });
     assert.deepEqual(
       node.lines.filter(({ level }) => level !== 'debug').map(({ level }) => level),
@@ -204,7 +205,7 @@ describe('the plugin socket', () => {
     assert.equal(node.lines.at(-1)?.level, 'error');
   });
 
-  it('answers while the Docker API accepts and never answers, as at the start of the daemon', async () => {
+  it('a Docker API that accepts and never answers, as while the daemon starts: calls are answered all the same', async () => {
     const directory = await mkdtemp(join(tmpdir(), 'causeway-silent-'));
     const api = new FakeDockerApi();
     api.silent = true;
@@ -216,6 +217,7 @@ describe('the plugin socket', () => {
     const publisher = runPublisher(
       {
         docker,
+        health: new EngineHealth(captureLog().log, () => docker.engine),
         store,
         records,
         log: captureLog().log,

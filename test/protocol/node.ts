@@ -58,12 +58,16 @@ export class Node {
   readonly kernel: FakeKernel;
   readonly store: Store;
   readonly records: Records;
+  readonly ipam: Ipam;
   readonly client: PluginClient;
   readonly lines: LogLine[];
   readonly reconciler: Reconciler;
   readonly datapath: Datapath;
   /** `PORT/PROTOCOL` at which other programs of the node listen. */
   readonly portsInUse: Set<string>;
+  /** What Docker has for networks of its own. */
+  readonly taken: { cidr: string; what: string }[];
+  readonly #parts: { apart: boolean };
   readonly #server: Server;
   readonly #directory: string;
   readonly #ownsStore: boolean;
@@ -71,20 +75,32 @@ export class Node {
   private constructor(
     parts: Pick<
       Node,
-      'kernel' | 'store' | 'records' | 'client' | 'lines' | 'reconciler' | 'datapath' | 'portsInUse'
-    >,
+      | 'kernel'
+      | 'store'
+      | 'records'
+      | 'ipam'
+      | 'client'
+      | 'lines'
+      | 'reconciler'
+      | 'datapath'
+      | 'portsInUse'
+      | 'taken'
+    > & { apart: boolean },
     [server, directory, ownsStore]: [Server, string, boolean],
   ) {
     ({
       kernel: this.kernel,
       store: this.store,
       records: this.records,
+      ipam: this.ipam,
       client: this.client,
       lines: this.lines,
       reconciler: this.reconciler,
       datapath: this.datapath,
       portsInUse: this.portsInUse,
+      taken: this.taken,
     } = parts);
+    this.#parts = parts;
     this.#server = server;
     this.#directory = directory;
     this.#ownsStore = ownsStore;
@@ -99,12 +115,18 @@ export class Node {
     const node = 'node-1';
     const fabric = { port: 4790, vni: 4790 };
     const datapath = new Datapath({ run, sysctl, engine: nftEngine, fabric, nodeAddress: () => '' });
-    const reconciler = new Reconciler({ records, datapath, node, log, hidden: () => new Set() });
+    const reconciler = new Reconciler({ records, datapath, node, log, unreachable: () => new Set() });
+    const taken: { cidr: string; what: string }[] = [];
     const ipam = new Ipam(store, {
       defaultPool: '10.64.0.0/12',
       defaultSize: 20,
       nodeId: node,
       inUse: () => observeInUse(run),
+      taken: () => Promise.resolve(taken),
+      avoided: () => Promise.resolve([]),
+      serviceAt: async (network, address) =>
+        (await records.services.list()).rows.find(({ value }) => value.vips[network] === address)?.value.name,
+      onFailure: (lease, error) => log.warn({ lease, error }, 'not in the records'),
       now: Date.now,
     });
     const portsInUse = new Set<string>();
@@ -116,17 +138,26 @@ export class Node {
       run,
       sysctl,
       node,
+      apart: () => parts.apart,
       tryPort: (protocol, _, port) =>
         Promise.resolve(portsInUse.has(`${port}/${protocol}`) ? 'EADDRINUSE' : undefined),
       log,
     });
     const path = join(directory, socketName);
-    const server = await listen(createPluginServer(pluginMethods(driver, new IpamDriver(ipam)), log), {
+    const server = await listen(createPluginServer(pluginMethods(driver, new IpamDriver(ipam, log)), log), {
       path,
     });
     const client = new PluginClient(path);
-    const parts = { kernel, store, records, client, lines, reconciler, datapath, portsInUse };
+    const parts = {
+      ...{ kernel, store, records, ipam, client, lines, reconciler, datapath, portsInUse, taken },
+      apart: false,
+    };
     return new Node(parts, [server, directory, given === undefined]);
+  }
+
+  /** Says that other nodes allocate networks, of which this node's store does not know. */
+  keepApart(): void {
+    this.#parts.apart = true;
   }
 
   get socket(): string {
@@ -136,12 +167,14 @@ export class Node {
   async stop(): Promise<void> {
     await this.client.close();
     await close(this.#server);
+    await this.ipam.idle();
     if (this.#ownsStore) await this.store.close();
     await rm(this.#directory, { recursive: true });
   }
 
   /** Everything in the store but hints and counters, as text to compare. */
   async state(): Promise<string> {
+    await this.ipam.idle();
     const { entries } = await this.store.list('');
     return entries
       .filter(({ key }) => !/^ipam\/(guard|cursors)\//.test(key))

@@ -9,7 +9,7 @@ import { nftEngine } from '../../lb/nft.ts';
 import { createVeth } from '../../net/links.ts';
 import { createRunner, type Runner, type Tool } from '../../net/run.ts';
 import { Datapath } from '../../plugin/datapath.ts';
-import { renderWanted } from '../../plugin/wanted.ts';
+import { planDesiredState } from '../../plugin/desired-state.ts';
 import { pluginDir } from '../../rootfs/build.ts';
 import { FakeKernel } from '../fake/kernel.ts';
 import { nodeAddress } from '../fake/host.ts';
@@ -20,13 +20,13 @@ const ip = (...args: string[]) => execa('ip', ['-n', namespace, ...args]);
 
 /** Files by what makes them. */
 const looks: Record<string, [Tool, string[]]> = {
-  'ip-link.json': ['ip', ['-j', 'link', 'show']],
+  'ip-links.json': ['ip', ['-j', 'address', 'show']],
   'ip-link-vxlan.json': ['ip', ['-d', '-j', 'link', 'show', 'type', 'vxlan']],
   'ip-address.json': ['ip', ['-4', '-j', 'address', 'show']],
   'ip-route-main.json': ['ip', ['-4', '-N', '-j', 'route', 'show', 'table', 'main']],
   'ip-route-own.json': ['ip', ['-4', '-j', 'route', 'show', 'table', 'all', 'proto', '197']],
   'ip-rule.json': ['ip', ['-4', '-j', 'rule', 'show']],
-  'ip-neigh.json': ['ip', ['-4', '-j', 'neigh', 'show', 'dev', 'cw-fabric', 'nud', 'permanent']],
+  'ip-neigh.json': ['ip', ['-4', '-j', 'neigh', 'show', 'nud', 'permanent']],
   'bridge-fdb.json': ['bridge', ['-j', 'fdb', 'show', 'dev', 'cw-fabric']],
 };
 const list: [Tool, string[]] = ['nft', ['-j', 'list', 'table', 'inet', 'causeway']];
@@ -55,7 +55,7 @@ async function record(engine: Engine, files: Record<string, [Tool, string[]]>): 
       await createVeth(run, sysctl, { endpointId: id, mac, mtu: 1450 });
     const fabric = { port: 4790, vni: 4790 };
     const datapath = new Datapath({ run, sysctl, engine, fabric, nodeAddress: () => '' });
-    await datapath.apply(renderWanted(example, node));
+    await datapath.apply(planDesiredState(example, node));
     for (const [file, [tool, args]] of Object.entries(files))
       await writeFile(join(import.meta.dirname, file), await run(tool, args));
     await writeFile(join(import.meta.dirname, `nft-table-${engine.name}.nft`), transaction);

@@ -7,7 +7,7 @@ import type {
   PresenceRecord,
   ServiceRecord,
 } from '../../store/records.ts';
-import type { NodeRecords } from '../../plugin/wanted.ts';
+import type { NodeRecords } from '../../plugin/desired-state.ts';
 
 export const node = 'node-1';
 

@@ -1,8 +1,8 @@
 // Owns random histories of records, which a seed makes anew: networks, nodes, endpoints and services come, change and go.
 // Must not assert anything.
-import type { NodeRecords } from '../../plugin/wanted.ts';
+import type { NodeRecords } from '../../plugin/desired-state.ts';
 import type { EndpointRecord, NetworkRecord, ServiceRecord } from '../../store/records.ts';
-import type { Random } from '../unit/random.ts';
+import type { Random } from '../support/random.ts';
 
 export const nodeIds = ['node-1', 'node-2', 'node-3', 'node-4'];
 export const netIds = ['na', 'nb', 'nc'];
@@ -26,9 +26,21 @@ export const fabric = { port: 4790, vni: 4790 };
 /** Endpoints 0 to 11 on each of the networks, each on some node, joined or not, now and then two at one address. */
 function endpointOf(net: number, at: number, random: Random): EndpointRecord {
   const id = `${net}${digits[at] ?? ''}`.padEnd(32, 'e');
-  const record = { v: 1, id, network: netIds[net]!, node: nodeIds[random(4)]!, mac: '' } as const;
+  const record = {
+    v: 1,
+    id,
+    network: netIds[net]!,
+    node: nodeIds[random(4)]!,
+    mac: '02:42:0a:4d:00:05',
+  } as const;
   const address = `10.64.${net * 16}.${10 + (random(15) === 0 ? 0 : at)}`;
-  return { ...record, address, ...(random(4) === 0 ? {} : { sandbox: 'there' }) };
+  return {
+    ...record,
+    address,
+    ...(random(4) === 0 ? {} : { sandbox: '/run/docker/netns/there' }),
+    ...(random(3) === 0 && { healthy: random(2) === 0 }),
+    ...(random(6) === 0 && { failing: true as const }),
+  };
 }
 
 function serviceOf(at: number, random: Random): ServiceRecord {
@@ -39,6 +51,8 @@ function serviceOf(at: number, random: Random): ServiceRecord {
       networks.map((id) => [id, `10.64.${netIds.indexOf(id) * 16}.${10 + random(12)}`]),
     ),
     draining: random(5) === 0,
+    ...(random(12) === 0 && { draining: true, drained: true as const }),
+    ...(random(6) === 0 && { assumed: true as const }),
   }));
   return {
     v: 1,
@@ -51,6 +65,7 @@ function serviceOf(at: number, random: Random): ServiceRecord {
     ),
     ports: random(3) === 0 ? [] : [{ protocol: 'tcp', port: 8000 + random(7), targetPort: 80 + random(2) }],
     tasks,
+    ...(random(3) === 0 && { policy: { health: { protocol: 'tcp' as const, port: 80 } } }),
   };
 }
 
@@ -73,7 +88,7 @@ export class History {
     endpoints: [],
     services: [],
   };
-  hidden = new Set<string>();
+  unreachable = new Set<string>();
   readonly #random: Random;
 
   constructor(random: Random) {
@@ -106,7 +121,7 @@ export class History {
         return;
       }
       case 3: {
-        this.hidden = new Set(nodeIds.filter(() => random(4) === 0));
+        this.unreachable = new Set(nodeIds.filter(() => random(4) === 0));
         return;
       }
       case 4:

@@ -8,7 +8,7 @@ import type { Engine } from '../../lb/model.ts';
 import { nftEngine } from '../../lb/nft.ts';
 import { createVeth } from '../../net/links.ts';
 import { Datapath } from '../../plugin/datapath.ts';
-import { renderWanted, type NodeRecords } from '../../plugin/wanted.ts';
+import { planDesiredState, type NodeRecords } from '../../plugin/desired-state.ts';
 import { FakeKernel, type Change } from '../fake/kernel.ts';
 import { afterwards, example, localEndpoints, node } from './example.ts';
 
@@ -25,7 +25,6 @@ async function startNode(engine: Engine): Promise<{ kernel: FakeKernel; datapath
     engine,
     fabric: { port: 4790, vni: 4790 },
     nodeAddress: () => '',
-    namePort: 4795,
   });
   return { kernel, datapath };
 }
@@ -36,8 +35,8 @@ async function bring(
   records: NodeRecords,
 ): Promise<Change[]> {
   const before = kernel.changes.length;
-  await datapath.apply(renderWanted(records, node));
-  await datapath.tidied();
+  await datapath.apply(planDesiredState(records, node));
+  await datapath.cleanedUp();
   return kernel.changes.slice(before);
 }
 
@@ -112,30 +111,30 @@ function serviceRow({ name, vips, ports, tasks }: NodeRecords['services'][number
 }
 
 describe('docs/kernel-state.md', () => {
-  it('says what is run for the example, on both engines', async () => {
+  it('docs/kernel-state.md has the commands that both engines run for the example', async () => {
     const text = await render();
     if (process.env['UPDATE_DOCS'] === '1') await writeFile(path, text);
     assert.equal(text, await readFile(path, 'utf8'), 'the page drifted: see its first lines');
   });
 
   for (const engine of [nftEngine, ipvsEngine]) {
-    describe(`of a node with engine ${engine.name}`, () => {
-      it('runs nothing for the same records once more', async () => {
+    describe(`the example on a node with engine ${engine.name}`, () => {
+      it('a second pass over the same records runs nothing', async () => {
         const world = await startNode(engine);
         await bring(world, example);
         assert.deepEqual(await bring(world, example), []);
       });
 
-      it('reads back from the kernel what it wrote, and changes nothing', async () => {
+      it('what is read back from the kernel is what was written: nothing is changed', async () => {
         const world = await startNode(engine);
         await bring(world, example);
         const before = world.kernel.dump();
-        world.datapath.distrust();
+        world.datapath.invalidate();
         assert.deepEqual(await bring(world, example), []);
         assert.equal(world.kernel.dump(), before);
       });
 
-      it('leaves the kernel as it was when the last network is gone', async () => {
+      it('the last network is removed: the kernel is as it was before the first', async () => {
         const world = await startNode(engine);
         const before = world.kernel.dump();
         await bring(world, example);

@@ -1,9 +1,9 @@
 // Owns the proof that names made of what changed are those of a computation from scratch, over random histories of records.
-// Must not test what the names are: unit/dns-resolve.test.ts does.
+// Must not test what the names are: unit/dns/resolve.test.ts does.
 import assert from 'node:assert/strict';
 import { ZoneBuilder, type ZoneRecords } from '../../dns/zone.ts';
 import type { NameRecord } from '../../store/records.ts';
-import { seeded, type Random } from '../unit/random.ts';
+import { seeded, type Random } from '../support/random.ts';
 import { change, digits, History, netIds, nodeIds } from './history.ts';
 
 /** What some endpoint's container is called; two may have the same name. */
@@ -20,23 +20,23 @@ function nameOf(random: Random): NameRecord {
   };
 }
 
-describe('names that remember', () => {
-  it('are those of one that starts, and a network in which nothing changed is the one of before', () => {
+describe('incremental zone', () => {
+  it('over random changes, the zone is what a freshly started node builds, and an unchanged network is the same object', () => {
     let kept = 0;
     for (let seed = 0; seed < 30; seed += 1) {
       const random = seeded(seed);
       const history = new History(random);
       const builder = new ZoneBuilder();
       let names: ZoneRecords['names'] = [];
-      let before = builder.build({ ...history.records, names }, history.hidden).networks;
+      let before = builder.build({ ...history.records, names }, history.unreachable).networks;
       for (let turn = 0; turn < 60; turn += 1) {
         if (random(3) === 0) {
           const record = nameOf(random);
           names = change(names, ({ endpoint }) => endpoint, record.endpoint, random(3) ? record : undefined);
         } else history.step();
         const records = { ...history.records, names };
-        const zone = builder.build(records, history.hidden);
-        const { networks, networksByName } = new ZoneBuilder().build(records, history.hidden);
+        const zone = builder.build(records, history.unreachable);
+        const { networks, networksByName } = new ZoneBuilder().build(records, history.unreachable);
         const where = `seed ${seed}, turn ${turn}`;
         assert.deepEqual(zone.networks, networks, where);
         assert.deepEqual(zone.networksByName, networksByName, where);

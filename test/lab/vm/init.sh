@@ -31,8 +31,9 @@ mount --move /sys /new/sys
 # Shared, as on a systemd machine: a plugin's slave mounts see what the host mounts later.
 mount --make-shared /new
 mount -t tmpfs -o mode=755 run /new/run
-# For TMPDIR. Not below /run: there every node of a lab has its own.
-mount -t tmpfs -o mode=1777 tmp /new/var/tmp
+# For TMPDIR. Not below /run: there every node of a lab has its own; nor where the host may have this checkout.
+mkdir /new/vm-tmp
+mount -t tmpfs -o mode=1777 tmp /new/vm-tmp
 mkdir -p /new/run/lock /new/run/netns /new/run/vm /new/dev/pts /new/dev/shm
 mount -t devpts -o gid=5,mode=620,ptmxmode=666 devpts /new/dev/pts
 mount -t tmpfs shm /new/dev/shm
