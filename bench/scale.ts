@@ -6,6 +6,9 @@ import { join } from 'node:path';
 import { execa } from 'execa';
 import { nftEngine } from '../lb/nft.ts';
 import { vethName } from '../net/names.ts';
+import { kernelConntrack, type Conntrack } from '../net/conntrack.ts';
+import { inNamespace } from '../net/namespace.ts';
+import { Netlink } from '../net/netlink.ts';
 import { createRunner, type Runner } from '../net/run.ts';
 import { Datapath } from '../plugin/datapath.ts';
 import { Reconciler } from '../plugin/reconciler.ts';
@@ -62,9 +65,12 @@ function nameOf({ nodes, services }: Size): string {
   return `${services.toLocaleString('en')} services × ${tasksPerService} tasks on ${nodes.toLocaleString('en')} nodes`;
 }
 
-function startNode(cluster: ScaleCluster, run: Runner): { datapath: Datapath; reconciler: Reconciler } {
+function startNode(
+  cluster: ScaleCluster,
+  { run, conntrack }: { run: Runner; conntrack: Conntrack },
+): { datapath: Datapath; reconciler: Reconciler } {
   const fabric = { port: 4790, vni: 4790 };
-  const datapath = new Datapath({ run, sysctl, engine: nftEngine, fabric, nodeAddress: () => '' });
+  const datapath = new Datapath({ run, conntrack, sysctl, engine: nftEngine, fabric, nodeAddress: () => '' });
   const { records } = cluster;
   const { log } = captureLog();
   const unreachable = new Set<string>();
@@ -91,7 +97,9 @@ async function measureKernel(size: Size, { rounds, progress, signal }: ScaleOpti
       prefix: ['nsenter', `--net=/run/netns/${namespace.name}`],
       onCommand: (command) => commands.push(command),
     });
-    const { datapath, reconciler } = startNode(cluster, run);
+    const open = (): Netlink => inNamespace(`/run/netns/${namespace.name}`, () => new Netlink('netfilter'));
+    const conntrack = kernelConntrack({ open });
+    const { datapath, reconciler } = startNode(cluster, { run, conntrack });
     let before = await cpuOfAll();
     cold.push(await timed(() => reconciler.pass()));
     coldCpu.push((await cpuOfAll()) - before);
@@ -213,15 +221,16 @@ async function measurePlanner({ rounds, progress, signal }: ScaleOptions): Promi
 }
 
 /** The model of a kernel for what is asked, and nobody for what is written, which would cost more than the planning. */
-function swallowing(endpointIds: readonly string[]): Runner {
+function swallowing(endpointIds: readonly string[]): { run: Runner; conntrack: Conntrack } {
   const kernel = new FakeKernel();
   kernel.host.links.get('eth0')!.addresses[0]!.local = '203.0.112.0';
   for (const id of endpointIds) kernel.host.links.set(vethName(id), { up: true, mtu: 1450, addresses: [] });
   const writes = new Set(['nft -f -', 'ip -4 -force -batch -', 'bridge -force -batch -']);
-  return (tool, args, options) =>
-    writes.has([tool, ...args].join(' ')) || tool === 'conntrack'
-      ? Promise.resolve('')
-      : kernel.run(tool, args, options);
+  return {
+    run: (tool, args, options) =>
+      writes.has([tool, ...args].join(' ')) ? Promise.resolve('') : kernel.run(tool, args, options),
+    conntrack: { observe: () => Promise.resolve([]), forget: () => Promise.resolve() },
+  };
 }
 
 // ---- Figures

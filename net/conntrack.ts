@@ -1,11 +1,11 @@
 // Owns flows in conntrack: reading those of UDP, and forgetting what leads to an address that answers no more, or shall not.
-// Must not touch flows of any other address.
-import { CommandError, type Runner } from './run.ts';
-import { safe, words } from './safe.ts';
+// Must not touch flows of any other address, nor flows of IPv6.
+import { isIPv4 } from 'node:net';
+import { attribute, attributesOf, nested, Netlink, NetlinkError } from './netlink.ts';
 
 /** A published port that some may use no longer. */
 export interface ShutOut {
-  protocol: string;
+  protocol: Protocol;
   /** That the client asked for; absent: any. */
   port?: number;
   /** CIDR: who. */
@@ -26,92 +26,298 @@ export interface Flow {
 
 /** Which flows: all that have in common what is said. */
 export interface FlowsTo {
-  /** What was asked: an address and a port. */
+  /** What was asked: an address and a port, or as many ports from that one on. */
   address?: string;
-  protocol?: 'tcp' | 'udp' | 'sctp';
+  protocol?: Protocol;
   port?: number;
+  count?: number;
   /** Who answers, or would. */
   to?: string;
 }
 
 export interface Flows {
-  /** Those without an end (below): a connection that was ever answered stays. */
+  /**
+   * Those without an end: of UDP, and TCP connections that were not answered yet; one that was ever answered stays. Without an
+   * entry the client's next packet, which for the latter is the same SYN again after a second, is balanced anew; with it, it
+   * would be sent to the old address, as would a later connection from the same port, for two minutes.
+   */
   endless: readonly FlowsTo[];
   /**
    * Addresses from which answers come or would, of which all are to be forgotten, established connections among them: what
    * comes next is balanced anew, or refused by whom it is not for.
    */
   all: readonly string[];
-  /** Those from there: what comes next is refused. Absent: none. */
-  shutOut?: readonly ShutOut[];
+  /** Those from there: what comes next is refused. */
+  shutOut: readonly ShutOut[];
+}
+
+/** The connections that the kernel remembers; tests that need no kernel pass their own. */
+export interface Conntrack {
+  /** Reads the flows of UDP, all of the node. Those of many clients that lead the same way are one. */
+  observe: () => Promise<Flow[]>;
+  /** Deletes such flows. @throws {ConntrackError} when the kernel refuses */
+  forget: (flows: Flows) => Promise<void>;
+}
+
+/** The kernel does not list connections, or does not let one be deleted. */
+export class ConntrackError extends Error {
+  override readonly name = 'ConntrackError';
+}
+
+const protocols = { tcp: 6, udp: 17, sctp: 132 } as const;
+type Protocol = keyof typeof protocols;
+
+/*
+ * <linux/netfilter/nfnetlink_conntrack.h>, <linux/netfilter/nf_conntrack_tcp.h>. struct nfgenmsg: family, version, and nothing.
+ * Addresses and ports are sent with the highest byte first.
+ */
+const NFNL_SUBSYS_CTNETLINK = 1;
+const messages = { get: 1, delete: 2 } as const;
+const nfgenmsgBytes = 4;
+const AF_INET = 2;
+const ofFlow = { original: 1, reply: 2, protocolState: 4, id: 12, zone: 18 } as const;
+const ofTuple = { addresses: 1, protocol: 2 } as const;
+const ofAddresses = { source: 1, destination: 2 } as const;
+const ofProtocol = { number: 1, sourcePort: 2, destinationPort: 3 } as const;
+const ofState = { tcp: 1 } as const;
+const ofTcp = { state: 1 } as const;
+const TCP_CONNTRACK_SYN_SENT = 1;
+
+/** Addresses are numbers here: there may be a million of them. */
+interface Entry {
+  protocol: number;
+  source: number;
+  address: number;
+  port: number;
+  to: number;
+  targetPort: number;
+  /** TCP alone: nobody has answered yet. */
+  unanswered: boolean;
+}
+
+export interface ConntrackOptions {
+  /** Called for each time that something was to be forgotten, for the debug log. */
+  onForgotten?: (flows: Flows, forgotten: number, milliseconds: number) => void;
+  /** Absent: for the network namespace that this process is in. */
+  open?: () => Netlink;
 }
 
 /**
- * Flows without an end: of UDP, and TCP connections that were not answered yet. Without an entry the client's next
- * packet, which for the latter is the same SYN again after a second, is balanced anew; with it, it would be sent to the
- * old address, as would a later connection from the same port, for two minutes.
+ * The table is read once, whatever is looked for. conntrack(8) reads it once for each thing to look for, and gives up when
+ * somebody else deletes what it found.
  */
-const endless = { udp: '-p udp', tcp: '-p tcp --state SYN_SENT' };
-
-function wordsOf({ protocol, address, port, to }: FlowsTo): string[] {
-  const words = [
-    ...(address === undefined ? [] : [`--orig-dst ${address}`]),
-    ...(port === undefined ? [] : [`--orig-port-dst ${port}`]),
-    ...(to === undefined ? [] : [`--reply-src ${to}`]),
-  ].join(' ');
-  return Object.entries(endless).flatMap(([of, which]) =>
-    protocol === undefined || protocol === of ? [`-D ${which} ${words}\n`] : [],
-  );
+export function kernelConntrack({
+  onForgotten,
+  open = () => new Netlink('netfilter'),
+}: ConntrackOptions = {}): Conntrack {
+  return {
+    observe: async () => {
+      const flows = new Map<string, Flow>();
+      await scan(open, (entry) => {
+        if (entry.protocol !== protocols.udp) return;
+        const { port, targetPort } = entry;
+        const flow = { address: format(entry.address), port, to: format(entry.to), targetPort };
+        flows.set(Object.values(flow).join(' '), flow);
+      });
+      return [...flows.values()];
+    },
+    forget: async (flows) => {
+      const { endless, all, shutOut } = flows;
+      if (endless.length + all.length + shutOut.length === 0) return;
+      const began = performance.now();
+      const forgotten = await forget(open, matcher(flows));
+      onForgotten?.(flows, forgotten, performance.now() - began);
+    },
+  };
 }
 
-/**
- * conntrack(8) lists what it is to delete, and gives up with the rest undone when one of them is gone before its turn:
- * its time was over, or somebody else deleted it. Nothing of it comes back, so that every try gets further.
- */
-const goneMeanwhile = /such conntrack doesn't exist/;
-const tries = 20;
-
-/**
- * Deletes such flows, in one process where nobody else deletes them at the same time.
- * @throws {CommandError} when the kernel refuses
- */
-export async function forgetFlows(run: Runner, flows: Flows): Promise<void> {
-  const lines = [
-    ...flows.all.map((address) => `-D --reply-src ${address}\n`),
-    ...(flows.shutOut ?? []).flatMap(({ protocol, port, sources, addresses }) => {
-      const asked = port === undefined ? '' : ` --orig-port-dst ${port}`;
-      return addresses.flatMap((address) =>
-        sources.map((source) => `-D -p ${protocol} -s ${source}${asked} --reply-src ${address}\n`),
-      );
-    }),
-    ...flows.endless.flatMap(wordsOf),
-  ];
-  if (lines.length === 0) return;
-  for (const line of lines) safe('conntrack', line.trimEnd(), words);
-  for (let left = tries; left > 0; left -= 1) {
-    try {
-      await run('conntrack', ['-R', '-'], { input: lines.join(''), opensInput: true });
-      return;
-    } catch (error) {
-      if (!(error instanceof CommandError && goneMeanwhile.test(error.stderr) && left > 1)) throw error;
+/** @returns how many there were */
+async function forget(open: () => Netlink, isMeant: (entry: Entry) => boolean): Promise<number> {
+  const found: Buffer[] = [];
+  await scan(open, (entry, attributes) => {
+    if (isMeant(entry)) found.push(identity(attributes));
+  });
+  await speak(open, 'delete a connection', async (netlink) => {
+    const turn = new Turn();
+    for (const body of found) {
+      try {
+        netlink.change((NFNL_SUBSYS_CTNETLINK << 8) | messages.delete, 0, body);
+      } catch (error) {
+        // Its time was over, or somebody else deleted it.
+        if (!(error instanceof NetlinkError && error.isMissing)) throw error;
+      }
+      await turn.pass();
     }
+  });
+  return found.length;
+}
+
+function scan(
+  open: () => Netlink,
+  each: (entry: Entry, attributes: ReadonlyMap<number, Buffer>) => void,
+): Promise<void> {
+  return speak(open, 'list connections', async (netlink) => {
+    const turn = new Turn();
+    for (const part of netlink.parts((NFNL_SUBSYS_CTNETLINK << 8) | messages.get, family())) {
+      for (const { body } of part) {
+        const attributes = attributesOf(body, nfgenmsgBytes);
+        const entry = entryOf(attributes);
+        if (entry !== undefined) each(entry, attributes);
+      }
+      await turn.pass();
+    }
+  });
+}
+
+async function speak(
+  open: () => Netlink,
+  what: string,
+  say: (netlink: Netlink) => Promise<void>,
+): Promise<void> {
+  // A socket of its own each time: a dump goes on over several turns of the event loop.
+  const netlink = open();
+  try {
+    await say(netlink);
+  } catch (error) {
+    if (!(error instanceof NetlinkError)) throw error;
+    throw new ConntrackError(`conntrack: the kernel does not ${what}: ${error.message}`, { cause: error });
+  } finally {
+    netlink.close();
   }
 }
 
-/** One line of conntrack(8): the addresses and ports of the question, then those of its answer. */
-const line = / dst=(\S+) sport=\d+ dport=(\d+) .*?src=(\S+) dst=\S+ sport=(\d+) /;
+/** Lets others have their turn once it has taken long enough. */
+class Turn {
+  #began = performance.now();
 
-/**
- * Reads the flows of UDP by IPv4, all of the node. Those of many clients that lead the same way are one.
- * @throws {CommandError} when the kernel refuses
- */
-export async function observeFlows(run: Runner): Promise<Flow[]> {
-  const flows = new Map<string, Flow>();
-  for (const text of (await run('conntrack', ['-L', '-f', 'ipv4', '-p', 'udp'])).split('\n')) {
-    const [, address, port, to, targetPort] = line.exec(text) ?? [];
-    if (address === undefined || to === undefined) continue;
-    const flow = { address, port: Number(port), to, targetPort: Number(targetPort) };
-    flows.set(Object.values(flow).join(' '), flow);
+  async pass(): Promise<void> {
+    if (performance.now() - this.#began < turnMs) return;
+    await new Promise(setImmediate);
+    this.#began = performance.now();
   }
-  return [...flows.values()];
+}
+const turnMs = 5;
+
+function family(): Buffer {
+  return Buffer.from([AF_INET, 0, 0, 0]);
+}
+
+/** What names an entry, and no later one of the same addresses and ports. */
+function identity(attributes: ReadonlyMap<number, Buffer>): Buffer {
+  const [original, zone, id] = [ofFlow.original, ofFlow.zone, ofFlow.id].map((type) => attributes.get(type));
+  return Buffer.concat([
+    family(),
+    ...(original === undefined ? [] : [nested(ofFlow.original, original)]),
+    ...(zone === undefined ? [] : [attribute(ofFlow.zone, zone)]),
+    ...(id === undefined ? [] : [attribute(ofFlow.id, id)]),
+  ]);
+}
+
+/** @returns undefined for what has no ports */
+function entryOf(attributes: ReadonlyMap<number, Buffer>): Entry | undefined {
+  const [asked, answer] = [tupleOf(attributes.get(ofFlow.original)), tupleOf(attributes.get(ofFlow.reply))];
+  if (asked === undefined || answer === undefined) return undefined;
+  return {
+    protocol: asked.protocol,
+    source: asked.source,
+    address: asked.destination,
+    port: asked.destinationPort,
+    to: answer.source,
+    targetPort: answer.sourcePort,
+    unanswered:
+      asked.protocol === protocols.tcp &&
+      tcpState(attributes.get(ofFlow.protocolState)) === TCP_CONNTRACK_SYN_SENT,
+  };
+}
+
+interface Tuple {
+  protocol: number;
+  source: number;
+  destination: number;
+  sourcePort: number;
+  destinationPort: number;
+}
+
+function tupleOf(tuple: Buffer | undefined): Tuple | undefined {
+  if (tuple === undefined) return undefined;
+  const parts = attributesOf(tuple, 0);
+  const [addresses, protocol] = [parts.get(ofTuple.addresses), parts.get(ofTuple.protocol)];
+  if (addresses === undefined || protocol === undefined) return undefined;
+  const [ip, l4] = [attributesOf(addresses, 0), attributesOf(protocol, 0)];
+  const source = ip.get(ofAddresses.source)?.readUInt32BE();
+  const destination = ip.get(ofAddresses.destination)?.readUInt32BE();
+  const number = l4.get(ofProtocol.number)?.readUInt8();
+  const sourcePort = l4.get(ofProtocol.sourcePort)?.readUInt16BE();
+  const destinationPort = l4.get(ofProtocol.destinationPort)?.readUInt16BE();
+  if (source === undefined || destination === undefined || number === undefined) return undefined;
+  if (sourcePort === undefined || destinationPort === undefined) return undefined;
+  return { protocol: number, source, destination, sourcePort, destinationPort };
+}
+
+function tcpState(state: Buffer | undefined): number | undefined {
+  const tcp = state && attributesOf(state, 0).get(ofState.tcp);
+  return tcp && attributesOf(tcp, 0).get(ofTcp.state)?.readUInt8();
+}
+
+/** Looks at who answers first: of nearly all entries nothing else is looked at. */
+function matcher({ endless, all, shutOut }: Flows): (entry: Entry) => boolean {
+  const whole = new Set(all.map(parse));
+  const byAnswer = Map.groupBy(endless.map(endlessFlows), ({ to }) => to);
+  const anybody = byAnswer.get(undefined) ?? [];
+  const closed = Map.groupBy(
+    shutOut.flatMap(({ addresses, sources, ...rest }) => {
+      const ranges = sources.map(range);
+      return addresses.map((to) => ({ ...rest, ranges, to: parse(to) }));
+    }),
+    ({ to }) => to,
+  );
+  return (entry) => {
+    const { protocol, source, port, to } = entry;
+    const isEndless = protocol === protocols.udp || entry.unanswered;
+    return (
+      whole.has(to) ||
+      (isEndless &&
+        (anybody.some(({ has }) => has(entry)) || byAnswer.get(to)?.some(({ has }) => has(entry)))) ||
+      closed
+        .get(to)
+        ?.some(
+          (one) =>
+            protocols[one.protocol] === protocol &&
+            (one.port === undefined || one.port === port) &&
+            one.ranges.some(({ first, last }) => source >= first && source <= last),
+        ) === true
+    );
+  };
+}
+
+function endlessFlows({ address, protocol, port, count = 1, to }: FlowsTo): {
+  to: number | undefined;
+  has: (entry: Entry) => boolean;
+} {
+  const asked = address === undefined ? undefined : parse(address);
+  return {
+    to: to === undefined ? undefined : parse(to),
+    has: (entry) =>
+      (asked === undefined || entry.address === asked) &&
+      (protocol === undefined || entry.protocol === protocols[protocol]) &&
+      (port === undefined || (entry.port >= port && entry.port < port + count)),
+  };
+}
+
+/** @throws TypeError for what is not an address of IPv4 */
+function parse(address: string): number {
+  if (!isIPv4(address)) throw new TypeError(`no address of IPv4: ${JSON.stringify(address)}`);
+  return address.split('.').reduce((sum, byte) => sum * 256 + Number(byte), 0);
+}
+
+/** @param subnet CIDR */
+function range(subnet: string): { first: number; last: number } {
+  const [address = '', length = '32'] = subnet.split('/');
+  const size = 2 ** (32 - Number(length));
+  const first = parse(address) - (parse(address) % size);
+  return { first, last: first + size - 1 };
+}
+
+function format(address: number): string {
+  return [24, 16, 8, 0].map((shift) => (address >>> shift) & 0xff).join('.');
 }

@@ -142,6 +142,24 @@ export class Netlink {
     }
   }
 
+  /**
+   * Reads all there is of a kind, part by part: the kernel goes on when the next one is asked for. To be read to its end by one
+   * that does not speak of anything else meanwhile. What changes meanwhile may be in it or not.
+   * @returns a part's messages, which are there until the next part is asked for, or the event loop's next turn
+   * @throws {NetlinkError}
+   */
+  *parts(type: number, body: Buffer): Generator<Message[]> {
+    this.#send([{ type, flags: NLM_F_DUMP, body, answered: false }]);
+    for (let done = false; !done;) {
+      const part: Message[] = [];
+      for (const message of this.#receive()) {
+        done ||= isEnd(message);
+        if (!done) part.push(message);
+      }
+      yield part;
+    }
+  }
+
   /** The next request opens it again. */
   close(): void {
     sys.close(this.#socket);
@@ -158,16 +176,11 @@ export class Netlink {
         this.close();
         throw new TooLarge(`more than ${atMost} messages`);
       }
-      for (const { type: kind, flags, body: found } of this.#receive()) {
-        torn ||= (flags & NLM_F_DUMP_INTR) !== 0;
-        if (kind === NLMSG_DONE) {
-          const code = found.length < doneBytes ? 0 : -found.readInt32LE(0);
-          if (code > 0) throw new NetlinkError(code);
-          return { messages, torn };
-        }
-        if (kind === NLMSG_ERROR) throw new NetlinkError(-found.readInt32LE(0));
+      for (const message of this.#receive()) {
+        torn ||= (message.flags & NLM_F_DUMP_INTR) !== 0;
+        if (isEnd(message)) return { messages, torn };
         // The next part of the dump takes its place.
-        messages.push({ type: kind, body: Buffer.from(found) });
+        messages.push({ type: message.type, body: Buffer.from(message.body) });
       }
     }
   }
@@ -212,6 +225,14 @@ export class Netlink {
       at += align(length);
     }
   }
+}
+
+/** @throws {NetlinkError} when it says that the dump is not whole */
+function isEnd({ type, body }: Message): boolean {
+  if (type !== NLMSG_DONE && type !== NLMSG_ERROR) return false;
+  const code = body.length < doneBytes ? 0 : -body.readInt32LE(0);
+  if (code > 0 || type === NLMSG_ERROR) throw new NetlinkError(code);
+  return true;
 }
 
 function align(length: number): number {

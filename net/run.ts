@@ -1,9 +1,5 @@
 // Owns running commands: the one place of the plugin that starts a process, always by absolute path and without a shell; what
-// this process does by itself instead is net/iproute.ts's and net/nft-elements.ts's. Must not know what the commands mean.
-import { randomUUID } from 'node:crypto';
-import { rm, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+// this process does by itself instead is iproute.ts's, nft-elements.ts's, nft-tables.ts's and conntrack.ts's. Must not know what the commands mean.
 import { execa } from 'execa';
 import type { InProcess, Outcome } from './iproute.ts';
 
@@ -13,7 +9,6 @@ const paths = {
   bridge: '/usr/sbin/bridge',
   nft: '/usr/sbin/nft',
   ipvsadm: '/usr/sbin/ipvsadm',
-  conntrack: '/usr/sbin/conntrack',
   'iptables-nft': '/usr/sbin/iptables-nft',
   'iptables-legacy': '/usr/sbin/iptables-legacy',
 } as const;
@@ -44,8 +39,6 @@ export type Runner = (tool: Tool, args: string[], options?: RunOptions) => Promi
 export interface RunOptions {
   /** Standard input. */
   input?: string;
-  /** The tool opens its input anew, by name, as it cannot a socket's: it gets a file in the place of the argument `-`. */
-  opensInput?: boolean;
   /** Path of the network namespace to run in, in place of the host's. Takes CAP_SYS_ADMIN. */
   sandbox?: string;
   /** Success writes nothing to standard error: whatever is there is a failure, whatever the exit code says. */
@@ -80,7 +73,7 @@ export function createRunner({
   // For the words of `prefix`: the tools have absolute paths.
   const path = process.env['PATH'] ?? '';
   const libraries = root === '' ? {} : libraryEnvironment(root);
-  return async (tool, args, { input, opensInput = false, sandbox, silent = false } = {}) => {
+  return async (tool, args, { input, sandbox, silent = false } = {}) => {
     const began = performance.now();
     const entering = sandbox === undefined ? [] : [root + nsenter, `--net=${sandbox}`, '--'];
     let own: Outcome | undefined;
@@ -91,12 +84,10 @@ export function createRunner({
       if (own.exitCode !== 0) throw new CommandError(command, own.exitCode, own.stderr);
       return own.stdout;
     }
-    await using scratch = opensInput ? await writeScratch(input ?? '') : undefined;
-    const words = args.map((arg) => (scratch && arg === '-' ? scratch.path : arg));
-    const [file, ...rest] = [...prefix, ...entering, root + paths[tool], ...words] as [string, ...string[]];
+    const [file, ...rest] = [...prefix, ...entering, root + paths[tool], ...args] as [string, ...string[]];
     const started = performance.now();
     const result = await execa(file, rest, {
-      ...(input === undefined || scratch ? { stdin: 'ignore' as const } : { input }),
+      ...(input === undefined ? { stdin: 'ignore' as const } : { input }),
       // Nothing of the plugin's settings is a tool's business, and to copy the environment is work for each of them.
       env: { LC_ALL: 'C', PATH: path, ...libraries },
       extendEnv: false,
@@ -115,13 +106,6 @@ export function createRunner({
     }
     return result.stdout;
   };
-}
-
-/** A file for one command, gone with it. */
-async function writeScratch(text: string): Promise<AsyncDisposable & { path: string }> {
-  const path = join(tmpdir(), `causeway-${randomUUID()}`);
-  await writeFile(path, text, { mode: 0o600, flag: 'wx' });
-  return { path, [Symbol.asyncDispose]: () => rm(path, { force: true }) };
 }
 
 function libraryEnvironment(root: string): Record<string, string> {

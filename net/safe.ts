@@ -1,7 +1,7 @@
 // Owns the one check on the way into a tool's standard input: what comes out of records is words there, never a command.
 // Must not know what the words mean.
 
-/** For `ip`, `bridge`, `ipvsadm`, `conntrack`, and what stands in sets of nft: what ends a line, quotes or comments is not in it. */
+/** For `ip`, `bridge`, `ipvsadm`, and what stands in sets of nft: what ends a line, quotes or comments is not in it. */
 export const words = /^[\w .,:/@=*-]+$/;
 
 /** A rule of nft: in it, too, nothing ends the command or hides its rest. */

@@ -43,9 +43,9 @@ import {
 import { observedMarks } from '../lb/marks.ts';
 import { virtualServerId, type Engine, type EngineState, type VirtualServer } from '../lb/model.ts';
 import { newlyShutOut } from '../lb/shut-out.ts';
-import { StaleFlows, type Frontend, type Stale } from '../lb/stale-flows.ts';
+import { StaleFlows, type Stale } from '../lb/stale-flows.ts';
 import { longest, renderTimeouts, timeoutLayout } from '../lb/timeouts.ts';
-import { forgetFlows, observeFlows, type Flow, type FlowsTo } from '../net/conntrack.ts';
+import type { Conntrack, Flow, FlowsTo } from '../net/conntrack.ts';
 import { RequestError } from './errors.ts';
 import { HostForwarding } from './host-forwarding.ts';
 import { KernelView } from './kernel-view.ts';
@@ -54,6 +54,7 @@ import { isEmpty, type DesiredState } from './desired-state.ts';
 
 export interface DatapathOptions {
   run: Runner;
+  conntrack: Conntrack;
   sysctl: Sysctl;
   engine: Engine;
   fabric: FabricSettings;
@@ -465,7 +466,6 @@ export class Datapath {
 
   /** Takes away what no new connection needs: of later passes only one that adds routes waits for it. */
   async #cleanUp({ desired, ip, bridge }: Cleanup): Promise<void> {
-    const { run } = this.#options;
     const { servers, hostPorts, flushed } = desired;
     const found = this.#staleFlows.isNew ? await this.#flows(desired) : [];
     const retired = this.#staleFlows.update(servers, hostPorts, found);
@@ -477,7 +477,11 @@ export class Datapath {
         newlyShutOut(this.#served, servers, []).length === 0
           ? []
           : newlyShutOut(this.#served, servers, ['127.0.0.0/8', ...(await this.#here(desired.networks))]);
-      await forgetFlows(run, { endless: await this.#endless(retired, desired), all: added, shutOut });
+      await this.#options.conntrack.forget({
+        endless: await this.#endless(retired, desired),
+        all: added,
+        shutOut,
+      });
       this.#served = servers;
       this.#staleFlows.flushed(retired);
       this.#flushed = flushed;
@@ -494,8 +498,7 @@ export class Datapath {
 
   /** Flows of UDP to an endpoint, or to the node itself. */
   async #flows({ networks }: DesiredState): Promise<Flow[]> {
-    const { run } = this.#options;
-    const [flows, here] = await Promise.all([observeFlows(run), this.#here(networks)]);
+    const [flows, here] = await Promise.all([this.#options.conntrack.observe(), this.#here(networks)]);
     const [ours, own] = [new BlockList(), new Set(here)];
     for (const { subnet } of networks) {
       const [address = '', length = '32'] = subnet.split('/');
@@ -504,21 +507,14 @@ export class Datapath {
     return flows.filter(({ address, to }) => (address === to ? own.has(to) : ours.check(to)));
   }
 
-  /** Each of these is a look at all flows of the node: of many, more are forgotten than need be. */
   async #endless({ addresses, ways, opened }: Stale, { networks }: DesiredState): Promise<FlowsTo[]> {
-    const whole = addresses.map((to) => ({ to }));
-    const partly = [...Map.groupBy(ways, ({ to }) => to)].flatMap(([to, some]): readonly FlowsTo[] =>
-      areMany(some) ? [{ to }] : some,
-    );
-    if (opened.length === 0) return [...whole, ...partly];
+    const led = [...addresses.map((to) => ({ to })), ...ways];
+    if (opened.length === 0) return led;
     const here = await this.#here(networks);
-    const past = areMany(opened)
-      ? // Those that nobody translated begin anew unharmed.
-        here.map((address): FlowsTo => ({ protocol: 'udp', address, to: address }))
-      : opened.flatMap(({ address, ...port }) =>
-          (address === undefined ? here : [address]).map((one): FlowsTo => ({ ...port, address: one })),
-        );
-    return [...whole, ...partly, ...past];
+    const past = opened.flatMap(({ address, ...ports }) =>
+      (address === undefined ? here : [address]).map((one): FlowsTo => ({ ...ports, address: one })),
+    );
+    return [...led, ...past];
   }
 
   #assemble(
@@ -674,10 +670,6 @@ function explained(error: unknown): unknown {
       'so install or create the plugin with the privileges it asks for',
     { cause: error },
   );
-}
-
-function areMany(entrances: readonly Frontend[]): boolean {
-  return entrances.length > 16 || entrances.some(({ count }) => count !== undefined);
 }
 
 function joinLayouts(...layouts: readonly NftLayout[]): NftLayout {

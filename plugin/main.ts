@@ -1,6 +1,7 @@
 // Owns the life of the plugin's process: its settings, signals and end, and the real kernel and Docker that its node is given.
 // Must not wire anything else (create-node.ts).
 import { join } from 'node:path';
+import { kernelConntrack } from '../net/conntrack.ts';
 import { iproute } from '../net/iproute.ts';
 import { nftElements } from '../net/nft-elements.ts';
 import { sandboxTables } from '../net/nft-tables.ts';
@@ -27,6 +28,10 @@ async function main(): Promise<void> {
         inProcess: [iproute(), nftElements()],
         onCommand: (command, milliseconds, input) =>
           log.debug({ command, input, milliseconds: Math.round(milliseconds) }, 'ran a command'),
+      }),
+      conntrack: kernelConntrack({
+        onForgotten: (flows, forgotten, milliseconds) =>
+          log.debug({ flows, forgotten, milliseconds: Math.round(milliseconds) }, 'stale flows removed'),
       }),
       tables: sandboxTables,
       sysctl: fileSysctl(config.CAUSEWAY_HOST_SYSCTL),

@@ -1,5 +1,6 @@
 // Owns a stateful stand-in for a node's kernel behind the plugin's commands: what one changes, the next one sees.
 // Must reject every command it does not know, and must not answer what no real tool was seen to answer.
+import { ConntrackError, type Conntrack, type Flow, type Flows } from '../../net/conntrack.ts';
 import { CommandError, type Runner, type RunOptions, type Tool } from '../../net/run.ts';
 import type { Sysctl } from '../../net/sysctl.ts';
 import { FakeHost, IpRefusal } from './host.ts';
@@ -22,8 +23,10 @@ export class FakeKernel {
   forwardPolicy: 'DROP' | 'ACCEPT' = 'DROP';
   /** Rules of the chain FORWARD of `iptables-nft`, in iptables-save's words. */
   forward: string[] = ['-A FORWARD -j DOCKER-USER'];
-  /** As conntrack(8) lists them. */
-  readonly flows: string[] = [];
+  /** Of UDP. */
+  readonly flows: Flow[] = [];
+  /** Called before flows are forgotten. */
+  onForget: () => Promise<void> = () => Promise.resolve();
   inputPolicy: 'DROP' | 'ACCEPT' = 'ACCEPT';
   input: string[] = [];
   readonly settings = new Map<string, string>([['ipv4/ip_forward', '0']]);
@@ -34,6 +37,19 @@ export class FakeKernel {
   constructor({ ipvs = true }: { ipvs?: boolean } = {}) {
     this.ipvs = ipvs ? new FakeIpvs() : undefined;
   }
+
+  readonly conntrack: Conntrack = {
+    observe: () => Promise.resolve([...this.flows]),
+    forget: async (flows) => {
+      const { endless, all, shutOut } = flows;
+      if (endless.length + all.length + shutOut.length === 0) return;
+      await this.onForget();
+      const input = wordsOf(flows);
+      this.changes.push({ command: 'forget flows', input });
+      const refusal = this.refuse('forget flows', input);
+      if (refusal !== undefined) throw new ConntrackError(refusal);
+    },
+  };
 
   readonly run: Runner = (tool, args, options = {}) => this.execute(tool, args, options);
 
@@ -152,8 +168,6 @@ export class FakeKernel {
     const [, , verb = '', chain = '', ...rule] = args;
     const saved = `-A ${chain} ${rule.join(' ')}`;
     if (/^ip link (set|del) \S+( up)?$/.test(command)) return this.#batch(args.join(' '), false);
-    if (command === 'conntrack -R -') return done('');
-    if (command === 'conntrack -L -f ipv4 -p udp') return done(this.flows.join('\n'));
     if (/^ipvsadm --set \d+ \d+ \d+$/.test(command) && this.ipvs !== undefined) {
       this.ipvs.set(args.slice(1).map(Number));
       return done('');
@@ -224,5 +238,18 @@ function failed(stderr: string): Outcome {
 }
 
 function isLook(command: string): boolean {
-  return / show\b|--save|--timeout|-S$|nft -j list|conntrack -L/.test(command);
+  return / show\b|--save|--timeout|-S$|nft -j list/.test(command);
+}
+
+/** One line for each thing that is looked for. */
+function wordsOf({ endless, all, shutOut }: Flows): string {
+  const words = (of: object): string =>
+    Object.entries(of)
+      .map(([name, value]) => `${name} ${Array.isArray(value) ? value.join(',') : value}`)
+      .join(' ');
+  return [
+    ...endless.map((flows) => `endless ${words(flows)}\n`),
+    ...all.map((address) => `all to ${address}\n`),
+    ...shutOut.map((one) => `shut out ${words(one)}\n`),
+  ].join('');
 }

@@ -110,11 +110,18 @@ export class Node {
     const directory = await mkdtemp(join(tmpdir(), 'causeway-protocol-'));
     const store = given ?? openEmbedded(':memory:');
     const records = openRecords(store);
-    const { run, sysctl } = kernel;
+    const { run, conntrack, sysctl } = kernel;
     const { log, lines } = captureLog();
     const node = 'node-1';
     const fabric = { port: 4790, vni: 4790 };
-    const datapath = new Datapath({ run, sysctl, engine: nftEngine, fabric, nodeAddress: () => '' });
+    const datapath = new Datapath({
+      run,
+      conntrack,
+      sysctl,
+      engine: nftEngine,
+      fabric,
+      nodeAddress: () => '',
+    });
     const reconciler = new Reconciler({ records, datapath, node, log, unreachable: () => new Set() });
     const taken: { cidr: string; what: string }[] = [];
     const ipam = new Ipam(store, {

@@ -54,7 +54,14 @@ async function record(engine: Engine, files: Record<string, [Tool, string[]]>): 
     for (const { id, mac } of localEndpoints)
       await createVeth(run, sysctl, { endpointId: id, mac, mtu: 1450 });
     const fabric = { port: 4790, vni: 4790 };
-    const datapath = new Datapath({ run, sysctl, engine, fabric, nodeAddress: () => '' });
+    const datapath = new Datapath({
+      run,
+      conntrack: fake.conntrack,
+      sysctl,
+      engine,
+      fabric,
+      nodeAddress: () => '',
+    });
     await datapath.apply(planDesiredState(example, node));
     for (const [file, [tool, args]] of Object.entries(files))
       await writeFile(join(import.meta.dirname, file), await run(tool, args));

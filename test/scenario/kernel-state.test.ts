@@ -21,6 +21,7 @@ async function startNode(engine: Engine): Promise<{ kernel: FakeKernel; datapath
     await createVeth(kernel.run, kernel.sysctl, { endpointId: id, mac, mtu: 1450 });
   const datapath = new Datapath({
     run: kernel.run,
+    conntrack: kernel.conntrack,
     sysctl: kernel.sysctl,
     engine,
     fabric: { port: 4790, vni: 4790 },
@@ -88,7 +89,8 @@ ${example.networks.map(({ name, subnet, gateway, internal }) => `| ${name ?? ''}
 | --- | --- | --- | --- |
 ${example.services.map(serviceRow).join('\n')}
 
-What nobody changed is not written again: the same records a second time run nothing.
+What nobody changed is not written again: the same records a second time run nothing. \`forget flows\` is no command: the plugin
+reads conntrack's table by netlink, and deletes what leads to such an address and has no end of its own.
 
 ## The link of an endpoint
 

@@ -3,7 +3,6 @@
 import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { forgetFlows, observeFlows } from '../../../net/conntrack.ts';
 import { ensureFabric, FabricTaken, removeFabric } from '../../../net/fabric.ts';
 import { observeInUse, observeUnderlay } from '../../../net/host.ts';
 import { createVeth, isVeth, observeLinks } from '../../../net/links.ts';
@@ -265,60 +264,5 @@ describe('ensurePassage', () => {
     const kernel = new FakeKernel();
     kernel.refuse = () => 'iptables: Failed to initialize nft: Protocol not supported\n';
     await ensureAccepted(kernel.run, ['FORWARD']);
-  });
-});
-
-describe('observeFlows', () => {
-  it('observeFlows gives who was asked and who answers, whether anybody has or not', async () => {
-    const kernel = new FakeKernel();
-    kernel.flows.push(
-      'udp      17 118 src=203.0.113.9 dst=203.0.113.1 sport=40000 dport=8081 src=10.77.0.4 dst=203.0.113.9 sport=80 dport=40000 [ASSURED] mark=0 use=1',
-      'udp      17 9 src=203.0.113.8 dst=203.0.113.1 sport=40001 dport=8081 src=10.77.0.4 dst=203.0.113.8 sport=80 dport=40001 mark=0 use=1',
-      'udp      17 28 src=203.0.113.9 dst=203.0.113.1 sport=514 dport=514 zone-orig=2 [UNREPLIED] src=203.0.113.1 dst=203.0.113.9 sport=514 dport=514 mark=0 use=1',
-      '',
-    );
-    assert.deepEqual(await observeFlows(kernel.run), [
-      { address: '203.0.113.1', port: 8081, to: '10.77.0.4', targetPort: 80 },
-      { address: '203.0.113.1', port: 514, to: '203.0.113.1', targetPort: 514 },
-    ]);
-  });
-});
-
-describe('forgetFlows', () => {
-  const gone = "conntrack v1.4.7 (conntrack-tools): Operation failed: such conntrack doesn't exist\n";
-
-  it('forgetFlows starts one process for all addresses, and none for none', async () => {
-    const kernel = new FakeKernel();
-    await forgetFlows(kernel.run, { endless: [], all: [] });
-    await forgetFlows(kernel.run, {
-      endless: [{ to: '10.64.0.3' }, { to: '10.64.0.4' }],
-      all: ['10.64.0.5'],
-    });
-    assert.deepEqual(
-      kernel.changes.map(({ command, input }) => [command, input.split('\n').length - 1]),
-      [['conntrack -R -', 5]],
-    );
-  });
-
-  it('forgetFlows: a flow that ends by itself does not stop the rest, but not for ever', async () => {
-    const kernel = new FakeKernel();
-    let refusals = 3;
-    kernel.refuse = () => (refusals-- > 0 ? gone : undefined);
-    await forgetFlows(kernel.run, { endless: [{ to: '10.64.0.3' }], all: [] });
-    assert.equal(kernel.changes.length, 4);
-    refusals = Infinity;
-    await assert.rejects(
-      forgetFlows(kernel.run, { endless: [{ to: '10.64.0.3' }], all: [] }),
-      /doesn't exist/,
-    );
-  });
-
-  it('forgetFlows passes on any other failure', async () => {
-    const kernel = new FakeKernel();
-    kernel.refuse = () => 'conntrack v1.4.7 (conntrack-tools): Operation failed: Operation not permitted\n';
-    await assert.rejects(
-      forgetFlows(kernel.run, { endless: [{ to: '10.64.0.3' }], all: [] }),
-      /not permitted/,
-    );
   });
 });

@@ -1,7 +1,6 @@
 // Owns the tests of what may be given to a tool on its standard input.
 // Must not test what the tools do with it.
 import assert from 'node:assert/strict';
-import { forgetFlows } from '../../../net/conntrack.ts';
 import { createVeth } from '../../../net/links.ts';
 import { runBridgeBatch } from '../../../net/neighbours.ts';
 import { runIpBatch, tryIpBatch } from '../../../net/routes.ts';
@@ -31,7 +30,6 @@ describe('what is given to a tool', () => {
       createVeth(never, sysctl, { endpointId: 'feed', mac: `02:42:00:00:00:01\n${line}`, mtu: 1450 }),
     'bridge -batch': () => runBridgeBatch(never, [line]),
     'ipvsadm --restore': () => runIpvsBatch(never, ['-A -f 1 -s rr\n-C']),
-    'conntrack -R': () => forgetFlows(never, { all: ['10.0.0.1\n-F'], endless: [] }),
     'nft: a rule that ends': () => load(table('accept; flush ruleset')),
     'nft: a rule with a line break': () => load(table('accept\nadd table inet x')),
     'nft: a rule with a comment': () => load(table('accept # and no more')),

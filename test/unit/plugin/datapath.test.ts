@@ -27,6 +27,7 @@ async function world(
   const fabric = { port: 4790, vni: 4790 };
   const datapath = new Datapath({
     run,
+    conntrack: kernel.conntrack,
     sysctl: kernel.sysctl,
     engine,
     fabric,
@@ -91,7 +92,7 @@ describe('the data path', () => {
       'ipvsadm --restore -A',
       'nft -f - delete',
       'ipvsadm --restore -D',
-      'conntrack -R - -D',
+      'forget flows endless',
     ]);
     assert.deepEqual(commands.slice(5), ['ip -4 -force -batch - route']);
   });
@@ -99,8 +100,11 @@ describe('the data path', () => {
   it('the route to a task stays until its flows are forgotten', async () => {
     const kernel = new FakeKernel();
     const order: string[] = [];
+    kernel.onForget = async () => {
+      await new Promise(setImmediate);
+      order.push('flows forgotten');
+    };
     const slow: Runner = async (tool, args, options) => {
-      if (tool === 'conntrack') await new Promise(setImmediate);
       order.push(`${tool} ${options?.input?.split(' ', 2).join(' ') ?? ''}`);
       return kernel.run(tool, args, options);
     };
@@ -110,7 +114,7 @@ describe('the data path', () => {
     await datapath.apply(planDesiredState(afterwards, node));
     assert.deepEqual(order.slice(-1), ['nft add chain'], 'nobody waits for it');
     await datapath.cleanedUp();
-    assert.deepEqual(order.slice(-2), ['conntrack -D -p', 'ip route del']);
+    assert.deepEqual(order.slice(-2), ['flows forgotten', 'ip route del']);
   });
 
   it('flows without an end of tasks that take no more are forgotten, and no others', async () => {
@@ -118,25 +122,19 @@ describe('the data path', () => {
     await datapath.apply(desired);
     await datapath.apply(planDesiredState(afterwards, node));
     await datapath.cleanedUp();
-    const forgotten = kernel.changes.filter(({ command }) => command.startsWith('conntrack'));
-    assert.deepEqual(forgotten, [
-      {
-        command: 'conntrack -R -',
-        input: '-D -p udp --reply-src 10.64.0.4\n-D -p tcp --state SYN_SENT --reply-src 10.64.0.4\n',
-      },
-    ]);
+    const forgotten = kernel.changes.filter(({ command }) => command === 'forget flows');
+    assert.deepEqual(forgotten, [{ command: 'forget flows', input: 'endless to 10.64.0.4\n' }]);
   });
 
   it('at the start, flows of tasks that left meanwhile are forgotten', async () => {
     const { kernel, datapath } = await world();
-    const flow = (to: string): string =>
-      `udp      17 118 src=203.0.113.9 dst=203.0.113.1 sport=4000 dport=8080 src=${to} dst=203.0.113.9 sport=80 dport=4000 mark=0 use=1`;
-    kernel.flows.push(flow('10.64.0.99'), flow('192.0.2.1'));
+    for (const to of ['10.64.0.99', '192.0.2.1'])
+      kernel.flows.push({ address: '203.0.113.1', port: 8080, to, targetPort: 80 });
     await datapath.apply(desired);
     await datapath.cleanedUp();
     assert.deepEqual(
-      kernel.changes.flatMap(({ command, input }) => (command === 'conntrack -R -' ? [input] : [])),
-      ['-D -p udp --reply-src 10.64.0.99\n-D -p tcp --state SYN_SENT --reply-src 10.64.0.99\n'],
+      kernel.changes.flatMap(({ command, input }) => (command === 'forget flows' ? [input] : [])),
+      ['endless to 10.64.0.99\n'],
     );
   });
 
@@ -165,34 +163,28 @@ describe('the data path', () => {
   it('the next state is applied while flows of the one before are still being forgotten', async () => {
     const kernel = new FakeKernel();
     const { promise, resolve } = Promise.withResolvers<undefined>();
-    const forgotten: string[] = [];
-    const stuck: Runner = async (tool, args, options) => {
-      if (tool === 'conntrack') {
-        await promise;
-        forgotten.push(options?.input ?? '');
-      }
-      return kernel.run(tool, args, options);
+    let forgotten = 0;
+    kernel.onForget = async () => {
+      await promise;
+      forgotten += 1;
     };
-    const { datapath } = await world(nftEngine, { run: stuck, kernel });
+    const { datapath } = await world(nftEngine, { kernel });
     await datapath.apply(desired);
     await datapath.apply(planDesiredState(afterwards, node));
     const empty = { ...nothing, networks: desired.networks, neighbours: desired.neighbours };
     await datapath.apply(empty);
     assert.equal(kernel.nft.table?.sets.get('sources')?.elements.size, 0);
-    assert.deepEqual(forgotten, []);
+    assert.equal(forgotten, 0);
     resolve(undefined);
     await datapath.cleanedUp();
-    assert.equal(forgotten.length, 2);
+    assert.equal(forgotten, 2);
     assert.ok(!kernel.host.routes.some((route) => JSON.stringify(route).includes('10.64.0.4')));
   });
 
   it('what was to be removed later is removed before it is added again', async () => {
     const kernel = new FakeKernel();
-    const slow: Runner = async (tool, args, options) => {
-      if (tool === 'conntrack') await new Promise((resolve) => setTimeout(resolve, 5));
-      return kernel.run(tool, args, options);
-    };
-    const { datapath } = await world(nftEngine, { run: slow, kernel });
+    kernel.onForget = () => new Promise((resolve) => setTimeout(resolve, 5));
+    const { datapath } = await world(nftEngine, { kernel });
     await datapath.apply(desired);
     const routes = (): string[] => kernel.host.routes.map((route) => JSON.stringify(route)).sort();
     const before = routes();
@@ -209,7 +201,7 @@ describe('the data path', () => {
   it('a late removal that fails is reported, and repeated in the next pass', async () => {
     const { kernel, datapath } = await world();
     await datapath.apply(desired);
-    kernel.refuse = (command) => (command.startsWith('conntrack') ? 'conntrack: no\n' : undefined);
+    kernel.refuse = (command) => (command === 'forget flows' ? 'conntrack: no' : undefined);
     const later = planDesiredState(afterwards, node);
     await datapath.apply(later);
     await assert.rejects(datapath.cleanedUp(), /conntrack: no/);
@@ -223,7 +215,7 @@ describe('the data path', () => {
     await datapath.apply(later);
     assert.deepEqual(
       kernel.changes.slice(before).map(({ command, input }) => [command, input.split(' ').at(-1)]),
-      [['conntrack -R -', '10.64.0.4\n']],
+      [['forget flows', '10.64.0.4\n']],
     );
     await datapath.apply(later);
     assert.equal(kernel.changes.length, before + 1);
@@ -336,9 +328,11 @@ describe('the data path', () => {
     const { kernel, datapath } = await world(ipvsEngine);
     const before = kernel.dump();
     await datapath.apply(desired);
-    const { sysctl, run } = kernel;
+    const { sysctl, run, conntrack } = kernel;
     const fabric = { port: 4790, vni: 4790 };
-    await new Datapath({ run, sysctl, engine: ipvsEngine, fabric, nodeAddress: () => '' }).apply(nothing);
+    await new Datapath({ run, conntrack, sysctl, engine: ipvsEngine, fabric, nodeAddress: () => '' }).apply(
+      nothing,
+    );
     assert.equal(kernel.dump(), before);
   });
 
