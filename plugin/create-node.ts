@@ -8,6 +8,7 @@ import { Ipam } from '../ipam/ipam.ts';
 import type { InUse } from '../ipam/pools.ts';
 import { selectEngine } from '../lb/select.ts';
 import { timeoutShortcomings, whyNoTimeouts } from '../lb/timeouts.ts';
+import type { Conntrack } from '../net/conntrack.ts';
 import { observeInUse } from '../net/host.ts';
 import { observeLinks } from '../net/links.ts';
 import type { Loss } from '../net/watch.ts';
@@ -63,6 +64,9 @@ const collectGrace = 60_000;
  */
 const collectRest = 1_000;
 
+/** How long a plugin that was installed anew waits to be told what the one before left, in milliseconds. */
+const takeoverPatience = 10_000;
+
 /** How long a Consul that was emptied waits for Docker to say which Swarm this node is in, in milliseconds. */
 const refillPatience = 60_000;
 
@@ -74,6 +78,8 @@ export interface NodeWorld {
   log: Log;
   /** Commands in the host's network namespace. */
   run: Runner;
+  /** Of the host's network namespace. */
+  conntrack: Conntrack;
   sysctl: Sysctl;
   /** nft in the sandboxes. */
   tables: SandboxTables;
@@ -95,7 +101,7 @@ export interface CausewayNode {
  */
 export async function createNode(
   config: Config,
-  { log, run, sysctl, tables, docker, removals }: NodeWorld,
+  { log, run, conntrack, sysctl, tables, docker, removals }: NodeWorld,
   signal: AbortSignal,
 ): Promise<CausewayNode> {
   const node = await readNodeId(config.CAUSEWAY_DATA);
@@ -156,6 +162,7 @@ export async function createNode(
     names && new NameRedirects({ names, tables, log, hostRun: config.CAUSEWAY_HOST_RUN });
   const datapath: Datapath = new Datapath({
     run,
+    conntrack,
     sysctl,
     engine,
     fabric,
@@ -198,6 +205,13 @@ export async function createNode(
       },
     });
   const unreachable = (): ReadonlySet<string> => liveness?.unreachable ?? new Set();
+  // A plugin that was installed anew finds a kernel full of what the one before made, and records that name that one.
+  const ready = async (): Promise<void> => {
+    const known = await records.nodes.get(node).catch(() => undefined);
+    if (replica === undefined || known !== undefined) return;
+    const takenOver = Promise.all([ownership.judged, membership.settled]);
+    await Promise.race([takenOver, sleep(takeoverPatience, undefined, { signal }).catch(() => undefined)]);
+  };
   const reconciler: Reconciler = new Reconciler({
     records,
     datapath,
@@ -205,6 +219,7 @@ export async function createNode(
     log,
     unreachable,
     reserved,
+    ready: ready(),
     foreign: () => ownership.foreign !== undefined,
     removals,
   });

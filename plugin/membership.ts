@@ -59,6 +59,7 @@ export class Membership {
   readonly #succeeded = new Set<string>();
   /** Why {@link succeed} is left alone. */
   #rival: string | undefined;
+  readonly #settled = Promise.withResolvers<undefined>();
   /** Ends the pause before the next look. */
   #hurry = new AbortController();
 
@@ -69,6 +70,11 @@ export class Membership {
   /** The address this node shall speak by: the one set, or Swarm's; '' when neither is known. */
   get address(): string {
     return this.#options.address || (this.#swarm.address ?? '');
+  }
+
+  /** Resolves once Docker has said which node this is, and what an earlier installation here left is this one's. */
+  get settled(): Promise<undefined> {
+    return this.#settled.promise;
   }
 
   /** Something has changed: looks at once. */
@@ -113,7 +119,8 @@ export class Membership {
       this.#swarm = { id: swarm.NodeID, address: swarm.NodeAddr ?? '' };
     else await this.recall();
     await this.#register(await this.#currentUnderlay());
-    await this.#succeedFormer();
+    const settled = await this.#succeedFormer();
+    if (swarm !== undefined && settled) this.#settled.resolve(undefined);
     await this.#compare();
   }
 
@@ -199,13 +206,18 @@ export class Membership {
     this.#twin = { reason, looks: 0 };
   }
 
-  /** A plugin that was removed and installed anew has another id, on the same node of the Swarm: it is the one before. */
-  async #succeedFormer(): Promise<void> {
+  /**
+   * A plugin that was removed and installed anew has another id, on the same node of the Swarm: it is the one before.
+   * @returns whether nothing is left to be taken over
+   */
+  async #succeedFormer(): Promise<boolean> {
     const { records, store, node, readLinks, ownership, log } = this.#options;
     const { id: swarm } = this.#swarm;
-    if (swarm === undefined || ownership?.foreign !== undefined) return;
+    if (ownership?.foreign !== undefined) return false;
+    if (swarm === undefined) return true;
     const before = this.#rival;
     this.#rival = undefined;
+    let settled = true;
     for (const { id, value, outdated } of (await records.nodes.list()).rows) {
       if (id === node || outdated === true || value.swarm !== swarm) continue;
       if (this.#succeeded.has(id)) {
@@ -216,10 +228,15 @@ export class Membership {
       }
       const links = await readLinks();
       const isHere = (endpoint: string): boolean => links.has(vethName(endpoint));
-      if (!(await succeed({ store, records }, value, node, isHere))) continue;
+      if (!(await succeed({ store, records }, value, node, isHere))) {
+        settled = false;
+        this.hint();
+        continue;
+      }
       this.#succeeded.add(id);
       log.info({ node: id }, 'took over the records of this node’s previous installation');
     }
+    return settled;
   }
 
   /** Two nodes with different settings of the fabric would lose every packet between them without a word. */

@@ -22,6 +22,8 @@ export interface ReconcilerOptions {
   unreachable: () => ReadonlySet<string>;
   /** Ports that no service can have, as `8500/tcp`; absent: none. */
   reserved?: ReadonlyMap<string, string>;
+  /** The first pass waits for it: before, the records say less than what is in the kernel for good reason. Absent: they never do. */
+  ready?: Promise<unknown>;
   /** Whether the records are another Swarm's. */
   foreign?: () => boolean;
   /** What was taken out of the kernel since it was asked last; absent where nobody can tell. */
@@ -185,7 +187,8 @@ export class Reconciler {
   }
 
   async #pass(): Promise<void> {
-    const { datapath, unreachable } = this.#options;
+    const { datapath, ready, unreachable } = this.#options;
+    await ready;
     const pass = (this.#passes += 1);
     try {
       const { revision, unreadable, ...records } = await this.#read();

@@ -27,6 +27,7 @@ import {
   type Part,
 } from './host-settings.ts';
 import {
+  bridgeMac,
   clientAddress,
   wireAddress,
   World,
@@ -176,7 +177,7 @@ function hosts(this: Mocha.Suite, cases: readonly HostSetting[], found?: Firewal
     };
     await Promise.all(world.nodes.map(attach));
     far = await world.sandbox();
-    await far.ip('link', 'add', farBridge, 'type', 'bridge');
+    await far.ip('link', 'add', farBridge, 'address', bridgeMac, 'type', 'bridge');
     await far.ip('address', 'add', `${secondUplink.router}/24`, 'dev', farBridge);
     await far.ip('address', 'add', `${secondUplink.client}/32`, 'dev', 'lo');
     await far.ip('link', 'set', farBridge, 'up');

@@ -22,6 +22,11 @@ export const secondNodeAddress = '203.0.113.3';
 export const clientAddress = '203.0.113.2';
 /** Where programs that serve all nodes run: on the wire itself. */
 export const wireAddress = '203.0.113.254';
+/**
+ * A bridge takes the lowest address of its ports unless told. With a port that comes or goes it would have another one, and who
+ * knows the one before would send to nobody, for half a minute.
+ */
+export const bridgeMac = '02:00:00:00:00:fe';
 
 /** Runs a command to its end. @throws when it fails */
 async function sh(file: string, ...args: string[]): Promise<string> {
@@ -169,7 +174,7 @@ export class World {
   static async up({ nodes: count = 1, env = () => ({}), prepare }: WorldOptions = {}): Promise<World> {
     const prefix = `cwt${randomBytes(3).toString('hex')}`;
     const wire = await Namespace.make(`${prefix}w`);
-    await wire.ip('link', 'add', 'wire', 'type', 'bridge');
+    await wire.ip('link', 'add', 'wire', 'address', bridgeMac, 'type', 'bridge');
     await wire.ip('address', 'add', `${wireAddress}/24`, 'dev', 'wire');
     await wire.ip('link', 'set', 'wire', 'up');
     const client = await Namespace.make(`${prefix}c`);

@@ -131,9 +131,8 @@ describe('membership', () => {
     await records.names.put('front/far', { ...container, endpoint: 'far', network: 'front', node: 'far' });
     links = new Set([vethName('runs')]);
     stop = new AbortController();
-    start('new');
-    await record('new');
-    await eventually(async () => !(await records.nodes.ids()).includes('old'));
+    await start('new').settled;
+    assert.ok(!(await records.nodes.ids()).includes('old'));
     assert.deepEqual(
       (await records.endpoints.list()).rows.map(({ value: { id, node } }) => [id, node]),
       [
@@ -146,7 +145,19 @@ describe('membership', () => {
     assert.deepEqual(await records.numbers.ids(), ['2']);
   });
 
-  it('a takeover that another write interrupted is completed at the next look', async () => {
+  it('a node is not settled before Docker has said which one it is', async () => {
+    const membership = start('new');
+    let settled = false;
+    void membership.settled.then(() => (settled = true));
+    await record('new');
+    await sleep(50);
+    assert.equal(settled, false);
+    swarm = { NodeID: '', NodeAddr: '' };
+    membership.hint();
+    await membership.settled;
+  });
+
+  it('a takeover that another write interrupted is completed at once', async () => {
     swarm = { NodeID: 'abc', NodeAddr: '198.51.100.1' };
     start('old');
     await record('old');
@@ -166,11 +177,9 @@ describe('membership', () => {
     };
     const membership = start('new');
     await record('new');
-    await eventually(() => race.isWritten);
-    await sleep(50);
-    assert.ok((await records.nodes.ids()).includes('old'));
-    membership.hint();
-    await eventually(async () => !(await records.nodes.ids()).includes('old'));
+    await membership.settled;
+    assert.ok(race.isWritten);
+    assert.ok(!(await records.nodes.ids()).includes('old'));
     const [row] = (await records.endpoints.list()).rows;
     assert.deepEqual([row?.value.node, row?.value.healthy], ['new', true]);
     assert.deepEqual(membership.warnings, []);

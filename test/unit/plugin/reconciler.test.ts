@@ -48,7 +48,8 @@ describe('the reconciler', () => {
       return kernel.run(...command);
     };
     const fabric = { port: 4790, vni: 4790 };
-    datapath = new Datapath({ run, sysctl: kernel.sysctl, engine: nftEngine, fabric, nodeAddress: () => '' });
+    const { conntrack, sysctl } = kernel;
+    datapath = new Datapath({ run, conntrack, sysctl, engine: nftEngine, fabric, nodeAddress: () => '' });
     const captured = captureLog();
     ({ lines } = captured);
     reconciler = new Reconciler({ records, datapath, node, log: captured.log, unreachable: () => new Set() });
@@ -119,6 +120,20 @@ describe('the reconciler', () => {
     assert.equal(lines.filter(({ msg }) => msg.endsWith('reconcile recovered')).length, 1);
   });
 
+  it('the first pass waits until the node is ready, and takes nothing away before', async () => {
+    await reconciler.pass();
+    const { promise: ready, resolve } = Promise.withResolvers<undefined>();
+    const { log } = captureLog();
+    const [kept, other] = [kernel.dump(), openRecords(openEmbedded(':memory:'))];
+    const anew = new Reconciler({ records: other, datapath, node, log, unreachable: () => new Set(), ready });
+    const passed = anew.pass();
+    await sleep(20);
+    assert.equal(kernel.dump(), kept);
+    resolve(undefined);
+    await passed;
+    assert.equal(kernel.nft.table, undefined);
+  });
+
   it('the reconciler is not settled before its first pass', () => {
     assert.equal(reconciler.report.settled, false);
   });
@@ -128,17 +143,17 @@ describe('the reconciler', () => {
     await eventually(() => reconciler.report.settled);
     const before = reconciler.report;
     const told = new EventEmitter();
-    onCommand = async (tool) => {
-      if (tool === 'conntrack') await once(told, 'told');
+    kernel.onForget = async () => {
+      await once(told, 'told');
     };
-    kernel.refuse = (command) => (command.startsWith('conntrack') ? 'conntrack: no\n' : undefined);
+    kernel.refuse = (command) => (command === 'forget flows' ? 'conntrack: no' : undefined);
     await records.services.delete('service-web');
     await reconciler.pass();
     assert.equal(reconciler.report, before);
     told.emit('told');
     await eventually(() => /conntrack: no/.test(reconciler.report.error ?? ''));
     kernel.refuse = () => undefined;
-    onCommand = () => Promise.resolve();
+    kernel.onForget = () => Promise.resolve();
     await reconciler.pass();
     await eventually(() => reconciler.report.settled);
     assert.notEqual(reconciler.report.revision, before.revision);
@@ -209,10 +224,8 @@ describe('the reconciler', () => {
       unreachable: () => new Set(),
       removals: lost,
     });
-    onCommand = async (tool) => {
-      // The flows of tasks that left are forgotten, and their routes taken away, after the pass.
-      if (tool === 'conntrack') await sleep(300);
-    };
+    // The flows of tasks that left are forgotten, and their routes taken away, after the pass.
+    kernel.onForget = () => sleep(300);
     kernel.refuse = (command, input) => {
       if (command.startsWith('nft -f')) taken.add('nft');
       if (/^(route|rule) del/m.test(input)) taken.add('routes');
