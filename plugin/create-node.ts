@@ -23,7 +23,7 @@ import { openKeepsake } from '../store/keepsake.ts';
 import { openRecords, type PolicyRecord } from '../store/records.ts';
 import type { Docker } from '../swarm/docker.ts';
 import { EngineHealth } from '../swarm/engine-health.ts';
-import { describeNetworks, runPublisher, type Observation } from '../swarm/publisher.ts';
+import { runPublisher, type Observation } from '../swarm/publisher.ts';
 import { adminAddress, createAdminServer } from './admin.ts';
 import { isApart, whyNotAlone } from './apart.ts';
 import { Collector } from './collector.ts';
@@ -315,7 +315,6 @@ export async function createNode(
   const afterLook = new LatestOnly<{ observation: Observation; elected: boolean }>(
     async ({ observation, elected }) => {
       try {
-        if (elected) await describeNetworks(records, observation.networks);
         await collector.collect(observation, elected);
         await compare(observation);
       } catch (error) {

@@ -23,6 +23,9 @@ import { NodeInfo } from './node-info.ts';
 import { PollSchedule } from './poll-schedule.ts';
 import { nextDrained, renderServices, whatIsUnderWay, type UnderWay } from './services.ts';
 
+/** How long services wait for the names of networks to be written, in milliseconds: the store may be away. */
+const describePatience = 300;
+
 /** The part of pino that is used here. */
 export interface Log {
   info(fields: object, message: string): void;
@@ -170,12 +173,19 @@ interface Seen {
 const nothing: Pick<Seen, 'underWay' | 'due'> = { underWay: { updating: [], starting: [] }, due: Infinity };
 
 async function lookAtAll(options: Publishing, signal: AbortSignal): Promise<Seen> {
-  const [{ swarm: heard, ...rest }, belonging] = await hear(options, signal);
+  const [heard, belonging] = await hear(options, signal);
   const belongs = (await options.belongs?.(belonging)) ?? true;
   // In the records of another Swarm this one is nobody's to look after.
-  const swarm = belongs ? heard : undefined;
-  const observation = { ...rest, swarm };
+  const swarm = belongs ? heard.swarm : undefined;
+  const observation = { ...heard, swarm };
   const fence = await options.elect(swarm, signal);
+  if (fence !== undefined) {
+    // A task on several networks is reached by the first of them by name: a service is balanced by what they are called.
+    const described = describeNetworks(options.records, heard.networks).catch((error: unknown) =>
+      options.log.debug({ error }, 'names of networks cannot be written'),
+    );
+    await Promise.race([described, sleep(describePatience, undefined, { ref: false })]);
+  }
   const next = fence === undefined || swarm === undefined ? nothing : await publish(options, swarm, fence);
   options.observed(observation, fence !== undefined);
   return { swarm, ...(next ?? nothing) };
@@ -349,7 +359,7 @@ async function publish(
  * Writes what Docker alone knows of the networks that are ours.
  * @throws StoreError when the store is away
  */
-export async function describeNetworks(records: Records, networks: readonly Network[]): Promise<void> {
+async function describeNetworks(records: Records, networks: readonly Network[]): Promise<void> {
   for (const { Id, Name: name, Internal: internal } of networks) {
     // The record belongs to the network driver, which may change it meanwhile.
     await records.networks.update(Id, (record) => {

@@ -9,7 +9,7 @@ import { openEmbedded } from '../../../store/embedded.ts';
 import { openRecords, type Records } from '../../../store/records.ts';
 import type { Op, Store } from '../../../store/store.ts';
 import { connectDocker, type Docker, type Service, type Task } from '../../../swarm/docker.ts';
-import { describeNetworks, runPublisher, type Observation, type Swarm } from '../../../swarm/publisher.ts';
+import { runPublisher, type Observation, type Swarm } from '../../../swarm/publisher.ts';
 import { EngineHealth } from '../../../swarm/engine-health.ts';
 import { FakeDockerApi } from '../../fake/docker-api.ts';
 import { captureLog, type LogLine } from '../../fake/log.ts';
@@ -101,12 +101,31 @@ describe('the publisher', () => {
     await eventually(async () => (await ids()).join() === 'api');
   });
 
-  it('the name of our network, and whether it is internal, is recorded', async () => {
-    const seen = { Id: 'ours', Name: 'front', Driver: 'causeway', Internal: true, Scope: 'swarm' };
-    await describeNetworks(records, [seen, { ...seen, Id: 'of another' }]);
-    const { name, internal } = (await records.networks.get('ours'))?.value ?? {};
+  it('the name of our network, and whether it is internal, is written before a service on it is published', async () => {
+    const [seen] = api.networks;
+    assert.ok(seen);
+    api.networks = [
+      { ...seen, Internal: true },
+      { ...seen, Id: 'of another' },
+    ];
+    const commit = store.commit.bind(store);
+    let known: object | undefined;
+    store.commit = async (ops, ...rest) => {
+      if (ops.some(({ key }) => key.startsWith('services/')))
+        known ??= (await records.networks.get('ours'))?.value;
+      return commit(ops, ...rest);
+    };
+    start();
+    await eventually(async () => (await ids()).length === 1);
+    const { name, internal } = known as { name?: string; internal?: boolean };
     assert.deepEqual([name, internal], ['front', true]);
     assert.equal(await records.networks.get('of another'), undefined);
+  });
+
+  it('a store that does not take the names of networks holds no service up', async () => {
+    records.networks.update = () => new Promise(() => undefined);
+    start();
+    await eventually(async () => (await ids()).length === 1);
   });
 
   it('more services than fit into one commit are published', async () => {
@@ -335,6 +354,7 @@ describe('the publisher', () => {
   });
 
   it('another manager has taken over: nothing is written', async () => {
+    await records.networks.update('ours', (network) => network && { ...network, name: 'front' });
     const { index } = await store.list('');
     fence = [{ op: 'check', key: 'leader', version: 7 }];
     start();
