@@ -115,7 +115,14 @@ function allElements(layout: NftLayout, { elements, parts }: NftContent): Map<st
 }
 
 /**
- * The smallest transaction for `nft -f -` that makes the table as desired; '' when it is so already.
+ * The smallest transactions for `nft -f -` that make the table as desired, in order; none when it is so already. All of them in one
+ * would be valid, too, and lead to the same.
+ *
+ * A packet goes through the rules as they were when it came, and looks up elements as they are at that moment. If those change in
+ * between, it finds the way to a new chain, which has no rules for it yet, or is in an old one whose own elements are gone: it
+ * would pass untranslated, and be refused. So where an element changes from one chain to another, the new chain is there before,
+ * and the old one until after.
+ *
  * A table of another layout, or with a chain somebody edited, is replaced as a whole, in one transaction too: no
  * packet ever sees half of it, and connections that are established keep their translation in conntrack.
  * @param actual what the kernel has: read from it, or written to it before; undefined when there is no table
@@ -124,11 +131,11 @@ function allElements(layout: NftLayout, { elements, parts }: NftContent): Map<st
 export function planTable(
   actual: ObservedTable | NftTable | undefined,
   desired: NftTable | undefined,
-): string {
-  if (desired === undefined) return actual === undefined ? '' : `delete table inet ${table}\n`;
-  if (actual === undefined) return renderTable(desired);
+): string[] {
+  if (desired === undefined) return actual === undefined ? [] : [`delete table inet ${table}\n`];
+  if (actual === undefined) return [renderTable(desired)];
   const steps = 'layout' in actual ? stepsFrom(actual, desired) : stepsFromRead(actual, desired);
-  return steps === undefined ? `delete table inet ${table}\n${renderTable(desired)}` : renderSteps(steps);
+  return steps === undefined ? [`delete table inet ${table}\n${renderTable(desired)}`] : renderSteps(steps);
 }
 
 /** What leads from one table to another of the same layout. */
@@ -221,22 +228,40 @@ function compareSet(
   };
 }
 
-function renderSteps({ newTimeouts, newChains, sets, oldChains, oldTimeouts }: Steps): string {
-  return [
+function renderSteps({ newTimeouts, newChains, sets, oldChains, oldTimeouts }: Steps): string[] {
+  const added = [
     ...newTimeouts.map(renderTimeout),
     ...newChains.flatMap(([name, rules]) => renderContentChain(name, rules)),
+  ];
+  const changed = [
     ...sets.flatMap(({ name, stale }) => (stale.length > 0 ? [renderElements('delete', name, stale)] : [])),
     ...sets.flatMap(({ name, missing }) =>
       missing.length > 0 ? [renderElements('add', name, missing)] : [],
     ),
+  ];
+  const removed = [
     ...oldChains.flatMap((name) => [
       `flush chain inet ${table} ${name}`,
       `delete chain inet ${table} ${name}`,
     ]),
     ...oldTimeouts.map((name) => `delete ct timeout inet ${table} ${name}`),
-  ]
-    .map((line) => `${line}\n`)
-    .join('');
+  ];
+  const transactions = sets.some(isLedElsewhere)
+    ? [added, changed, removed]
+    : [[...added, ...changed, ...removed]];
+  return transactions.flatMap((lines) =>
+    lines.length === 0 ? [] : [lines.map((line) => `${line}\n`).join('')],
+  );
+}
+
+/** Whether an element leads to another chain than before. */
+function isLedElsewhere({ stale, missing }: Steps['sets'][number]): boolean {
+  const before = new Set(stale.flatMap(([key, value]) => (isVerdict(value) ? [key] : [])));
+  return missing.some(([key]) => before.has(key));
+}
+
+function isVerdict(value: string): boolean {
+  return /^(goto|jump) /.test(value);
 }
 
 function renderTable({ layout, content }: NftTable): string {

@@ -348,8 +348,7 @@ export class Datapath {
     this.#gateways = desired.gateways;
     try {
       await this.#addIpvs(ipvs.add, taken, state, fresh);
-      const rules = planTable(actual.table, table);
-      if (rules !== '') await this.#remove('nft', () => this.#load(rules));
+      for (const rules of planTable(actual.table, table)) await this.#remove('nft', () => this.#load(rules));
     } catch (error) {
       const isPartial =
         error instanceof RefusedPart || (fresh && (await this.#findRefused(error, taken, actual)));
@@ -454,7 +453,7 @@ export class Datapath {
     return this.#refusals.find(desired, async (part) => {
       try {
         const table = this.#assemble(part, engine.render(part.servers, actual.marks));
-        const rules = planTable(actual.table, table);
+        const rules = planTable(actual.table, table).join('');
         if (rules !== '') await run('nft', ['--check', '-f', '-'], { input: rules });
         return undefined;
       } catch (error) {
@@ -625,8 +624,8 @@ export class Datapath {
     this.#prepared = false;
     await this.cleanedUp().catch(() => undefined);
     const actual = await this.#known();
-    const rules = planTable(actual.table, undefined);
-    if (rules !== '') await this.#remove('nft', () => this.#load(rules));
+    for (const rules of planTable(actual.table, undefined))
+      await this.#remove('nft', () => this.#load(rules));
     const ipvs = engine.name === 'ipvs' ? actual.ipvs : await this.#observeLeftIpvs({ busyToo: true });
     await runIpvsBatch(this.#write, planIpvs(ipvs, []).remove);
     const neighbours = planNeighbours(actual.neighbours, noNeighbours);

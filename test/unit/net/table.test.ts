@@ -104,22 +104,26 @@ function part(protocol: string, port: string, rules: string[]): NftPart {
   return { chains: [[name, rules]], elements: [['verdicts', `${protocol} . ${port}`, `goto ${name}`]] };
 }
 
+function load(nft: FakeNft, transactions: readonly string[]): void {
+  for (const one of transactions) nft.load(one);
+}
+
 /** A model of the kernel with this table in it. */
 function loaded(desired: NftTable): FakeNft {
   const nft = new FakeNft();
-  nft.load(planTable(undefined, desired));
+  load(nft, planTable(undefined, desired));
   return nft;
 }
 
 describe('planTable', () => {
   it('planTable: no difference, or absent and not desired: nothing to do', () => {
     const desired = table({ members: ['10.0.0.1'], verdicts: { 80: ['drop'] } });
-    assert.equal(planTable(expectedTable(desired), desired), '');
-    assert.equal(planTable(undefined, undefined), '');
+    assert.deepEqual(planTable(expectedTable(desired), desired), []);
+    assert.deepEqual(planTable(undefined, undefined), []);
   });
 
   it('planTable: a table that is not desired is deleted', () => {
-    assert.equal(planTable(expectedTable(table({})), undefined), 'delete table inet causeway\n');
+    assert.deepEqual(planTable(expectedTable(table({})), undefined), ['delete table inet causeway\n']);
   });
 
   it('planTable: only the difference is changed', () => {
@@ -128,7 +132,7 @@ describe('planTable', () => {
       numbers: { '10.0.0.1': '1', '10.0.0.2': '2' },
     });
     const after = table({ members: ['10.0.0.2', '10.0.0.3'], numbers: { '10.0.0.1': '1', '10.0.0.2': '9' } });
-    assert.deepEqual(planTable(expectedTable(before), after).split('\n'), [
+    assert.deepEqual(planTable(expectedTable(before), after).join('').split('\n'), [
       'delete element inet causeway members { 10.0.0.1 }',
       'delete element inet causeway numbers { 10.0.0.2 : 2 }',
       'add element inet causeway members { 10.0.0.3 }',
@@ -137,22 +141,34 @@ describe('planTable', () => {
     ]);
   });
 
-  it('planTable: an element moves to its new chain before the old one is deleted', () => {
-    const lines = planTable(
+  it('planTable: an element moves to a chain that was there before, and the old one is deleted after', () => {
+    const transactions = planTable(
       expectedTable(table({ verdicts: { 80: ['accept'] } })),
       table({ verdicts: { 80: ['drop'] } }),
-    )
-      .split('\n')
-      .map((line) => line.replaceAll(/\.[\da-f]{12}/g, ''));
-    assert.deepEqual(lines, [
-      'add chain inet causeway tcp-80',
-      'add rule inet causeway tcp-80 drop',
-      'delete element inet causeway verdicts { tcp . 80 : goto tcp-80 }',
-      'add element inet causeway verdicts { tcp . 80 : goto tcp-80 }',
-      'flush chain inet causeway tcp-80',
-      'delete chain inet causeway tcp-80',
-      '',
+    ).map((lines) => lines.replaceAll(/\.[\da-f]{12}/g, '').split('\n'));
+    assert.deepEqual(transactions, [
+      ['add chain inet causeway tcp-80', 'add rule inet causeway tcp-80 drop', ''],
+      [
+        'delete element inet causeway verdicts { tcp . 80 : goto tcp-80 }',
+        'add element inet causeway verdicts { tcp . 80 : goto tcp-80 }',
+        '',
+      ],
+      ['flush chain inet causeway tcp-80', 'delete chain inet causeway tcp-80', ''],
     ]);
+  });
+
+  it('planTable: what comes or goes as a whole is one transaction', () => {
+    const [none, one, other] = [
+      table({}),
+      table({ verdicts: { 80: ['accept'] } }),
+      table({ verdicts: { 81: ['accept'] } }),
+    ];
+    for (const [before, after] of [
+      [none, one],
+      [one, none],
+      [one, other],
+    ] as const)
+      assert.equal(planTable(expectedTable(before), after).length, 1);
   });
 
   /** What somebody else may do to the table. */
@@ -167,8 +183,8 @@ describe('planTable', () => {
       const nft = loaded(desired);
       nft.load(command);
       const plan = planTable(parseTable(nft.list()), desired);
-      assert.equal(plan, `delete table inet causeway\n${planTable(undefined, desired)}`);
-      nft.load(plan);
+      assert.deepEqual(plan, [`delete table inet causeway\n${planTable(undefined, desired).join('')}`]);
+      load(nft, plan);
       assert.deepEqual(parseTable(nft.list()), expectedTable(desired));
     });
   }
@@ -180,7 +196,7 @@ describe('planTable', () => {
     const other = { ...layout, chains: { entry: { ...entry, rules: ['ip saddr @members accept'] } } };
     const old = table({ members: ['10.0.0.1'] });
     const plan = planTable(expectedTable(old), { layout: other, content: old.content });
-    assert.match(plan, /^delete table inet causeway\nadd table inet causeway\n/);
+    assert.match(plan.join('---'), /^delete table inet causeway\nadd table inet causeway\n/);
   });
 
   it('planTable: elements and chains that somebody added are removed', () => {
@@ -188,8 +204,8 @@ describe('planTable', () => {
     const nft = loaded(desired);
     nft.load('add element inet causeway members { 10.0.0.9 }\nadd chain inet causeway mine\n');
     const plan = planTable(parseTable(nft.list()), desired);
-    assert.doesNotMatch(plan, /delete table/);
-    nft.load(plan);
+    assert.doesNotMatch(plan.join(''), /delete table/);
+    load(nft, plan);
     assert.deepEqual(parseTable(nft.list()), expectedTable(desired));
   });
 
@@ -203,7 +219,7 @@ describe('planTable', () => {
     };
     const nft = loaded(desired);
     nft.load('add element inet causeway seen { 10.0.0.9 }\n');
-    assert.equal(planTable(parseTable(nft.list()), desired), '');
+    assert.deepEqual(planTable(parseTable(nft.list()), desired), []);
   });
 
   it('planTable: parts that are the same objects are not compared', () => {
@@ -221,7 +237,7 @@ describe('planTable', () => {
     };
     const desired = { layout, content: { ...before.content, parts: [poisoned] } };
     assert.match(
-      planTable(written, desired),
+      planTable(written, desired).join('---'),
       /^delete element .* \{ tcp \. 81 : goto tcp-81\.\w+ \}\nflush.*\ndelete chain.*\n$/,
     );
   });
@@ -241,23 +257,23 @@ describe('planTable', () => {
         const parts = [...stay, ...come];
         const timeouts = named(parts, [written, randomly]);
         const desired = { layout, content: { ...content, parts, timeouts } };
-        nft.load(planTable(written, desired));
+        load(nft, planTable(written, desired));
         assert.deepEqual(parseTable(nft.list()), expectedTable(desired), `round ${round}`);
         written = desired;
       }
     }
   });
 
-  it('planTable leads from any table to any other, in a transaction that the kernel accepts', () => {
+  it('planTable leads from any table to any other, in transactions that the kernel accepts', () => {
     const random = seeded(197);
     for (let round = 0; round < 300; round += 1) {
       const nft = loaded(randomTable(random));
       // Several steps, as a chain left over by one would trip the next.
       for (let turn = 0; turn < 4; turn += 1) {
         const desired = randomTable(random);
-        nft.load(planTable(parseTable(nft.list()), desired));
+        load(nft, planTable(parseTable(nft.list()), desired));
         assert.deepEqual(parseTable(nft.list()), expectedTable(desired), `round ${round}`);
-        assert.equal(planTable(parseTable(nft.list()), desired), '', 'and then there is nothing to do');
+        assert.deepEqual(planTable(parseTable(nft.list()), desired), [], 'and then there is nothing to do');
       }
     }
   });
