@@ -112,7 +112,7 @@ describe('the data path', () => {
     await datapath.apply(desired);
     order.length = 0;
     await datapath.apply(planDesiredState(afterwards, node));
-    assert.deepEqual(order.slice(-1), ['nft add chain'], 'nobody waits for it');
+    assert.deepEqual(order.slice(-1), ['nft flush chain'], 'nobody waits for it');
     await datapath.cleanedUp();
     assert.deepEqual(order.slice(-2), ['flows forgotten', 'ip route del']);
   });
