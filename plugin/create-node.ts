@@ -209,8 +209,13 @@ export async function createNode(
   const ready = async (): Promise<void> => {
     const known = await records.nodes.get(node).catch(() => undefined);
     if (replica === undefined || known !== undefined) return;
-    const takenOver = Promise.all([ownership.judged, membership.settled]);
-    await Promise.race([takenOver, sleep(takeoverPatience, undefined, { signal }).catch(() => undefined)]);
+    const takenOver = Promise.all([ownership.judged, membership.settled]).then(() => true);
+    const late = sleep(takeoverPatience, false, { signal }).catch(() => true);
+    if (!(await Promise.race([takenOver, late])))
+      log.warn(
+        {},
+        'Docker or the store has not said which node this is: what a previous installation left in the kernel is replaced',
+      );
   };
   const reconciler: Reconciler = new Reconciler({
     records,

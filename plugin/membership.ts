@@ -208,7 +208,8 @@ export class Membership {
 
   /**
    * A plugin that was removed and installed anew has another id, on the same node of the Swarm: it is the one before.
-   * @returns whether nothing is left to be taken over
+   * @returns whether it is known that nothing is left to be taken over
+   * @throws StoreError @throws Error when somebody else wrote meanwhile: the rest is to be tried again
    */
   async #succeedFormer(): Promise<boolean> {
     const { records, store, node, readLinks, ownership, log } = this.#options;
@@ -217,7 +218,6 @@ export class Membership {
     if (swarm === undefined) return true;
     const before = this.#rival;
     this.#rival = undefined;
-    let settled = true;
     for (const { id, value, outdated } of (await records.nodes.list()).rows) {
       if (id === node || outdated === true || value.swarm !== swarm) continue;
       if (this.#succeeded.has(id)) {
@@ -228,15 +228,12 @@ export class Membership {
       }
       const links = await readLinks();
       const isHere = (endpoint: string): boolean => links.has(vethName(endpoint));
-      if (!(await succeed({ store, records }, value, node, isHere))) {
-        settled = false;
-        this.hint();
-        continue;
-      }
+      if (!(await succeed({ store, records }, value, node, isHere)))
+        throw new Error('somebody wrote to the records of this node’s previous installation meanwhile');
       this.#succeeded.add(id);
       log.info({ node: id }, 'took over the records of this node’s previous installation');
     }
-    return settled;
+    return true;
   }
 
   /** Two nodes with different settings of the fabric would lose every packet between them without a word. */

@@ -157,7 +157,7 @@ describe('membership', () => {
     await membership.settled;
   });
 
-  it('a takeover that another write interrupted is completed at once', async () => {
+  it('a takeover that another write interrupted is completed a second later', async () => {
     swarm = { NodeID: 'abc', NodeAddr: '198.51.100.1' };
     start('old');
     await record('old');
