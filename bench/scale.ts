@@ -7,8 +7,6 @@ import { execa } from 'execa';
 import { nftEngine } from '../lb/nft.ts';
 import { vethName } from '../net/names.ts';
 import { kernelConntrack, type Conntrack } from '../net/conntrack.ts';
-import { inNamespace } from '../net/namespace.ts';
-import { Netlink } from '../net/netlink.ts';
 import { createRunner, type Runner } from '../net/run.ts';
 import { Datapath } from '../plugin/datapath.ts';
 import { Reconciler } from '../plugin/reconciler.ts';
@@ -97,8 +95,7 @@ async function measureKernel(size: Size, { rounds, progress, signal }: ScaleOpti
       prefix: ['nsenter', `--net=/run/netns/${namespace.name}`],
       onCommand: (command) => commands.push(command),
     });
-    const open = (): Netlink => inNamespace(`/run/netns/${namespace.name}`, () => new Netlink('netfilter'));
-    const conntrack = kernelConntrack({ open });
+    const conntrack = kernelConntrack({ namespace: `/run/netns/${namespace.name}` });
     const { datapath, reconciler } = startNode(cluster, { run, conntrack });
     let before = await cpuOfAll();
     cold.push(await timed(() => reconciler.pass()));

@@ -3,6 +3,7 @@
 import { isDeepStrictEqual } from 'node:util';
 import { difference } from '../delta/list.ts';
 import type { ShutOut } from '../net/conntrack.ts';
+import { formatAddress, rangeOf } from '../net/ipv4.ts';
 import { virtualServerId, type PortServer, type VirtualServer } from './model.ts';
 
 /**
@@ -47,12 +48,12 @@ function keptOut(
  * @param subnets CIDR
  */
 export function outside(subnets: readonly string[]): string[] {
-  const ranges = subnets.map(parse);
+  const ranges = subnets.map(rangeOf);
   const rest: string[] = [];
   const split = (first: number, length: number): void => {
     const last = first + 2 ** (32 - length) - 1;
     const touching = ranges.filter((range) => range.first <= last && range.last >= first);
-    if (touching.length === 0) rest.push(`${format(first)}/${length}`);
+    if (touching.length === 0) rest.push(`${formatAddress(first)}/${length}`);
     else if (!touching.some((range) => range.first <= first && range.last >= last)) {
       split(first, length + 1);
       split(first + 2 ** (31 - length), length + 1);
@@ -60,16 +61,4 @@ export function outside(subnets: readonly string[]): string[] {
   };
   split(0, 0);
   return rest;
-}
-
-function parse(subnet: string): { first: number; last: number } {
-  const [address = '', length = '32'] = subnet.split('/');
-  const size = 2 ** (32 - Number(length));
-  const number = address.split('.').reduce((sum, byte) => sum * 256 + Number(byte), 0);
-  const first = number - (number % size);
-  return { first, last: first + size - 1 };
-}
-
-function format(address: number): string {
-  return [24, 16, 8, 0].map((shift) => Math.floor(address / 2 ** shift) % 256).join('.');
 }

@@ -18,7 +18,7 @@ export interface Frontend {
 export interface Stale {
   /** Addresses that took connections once and take none now. */
   addresses: readonly string[];
-  /** Entrances that led to an address which others still lead to. */
+  /** Frontends that led to an address which others still lead to. */
   ways: readonly (Frontend & { to: string })[];
   /** Ports of datagrams that led nowhere: flows that began then are nobody's, and have no end of their own. */
   opened: readonly Frontend[];
@@ -27,7 +27,7 @@ export interface Stale {
 /** A virtual server or a port of a single container, as far as flows go. */
 interface Lead {
   id: string;
-  entrance: Frontend;
+  frontend: Frontend;
   targetPort?: number;
   /** Addresses that take its new connections. */
   to: readonly string[];
@@ -87,7 +87,7 @@ export class StaleFlows {
     const [led, open] = [new Set(ways), new Set(opened)];
     for (const [key, way] of this.#ways)
       if (led.has(way) || addresses.includes(way.to)) this.#ways.delete(key);
-    for (const [key, entrance] of this.#opened) if (open.has(entrance)) this.#opened.delete(key);
+    for (const [key, frontend] of this.#opened) if (open.has(frontend)) this.#opened.delete(key);
   }
 
   /** Takes note of a flow that would go elsewhere if it began now. */
@@ -101,16 +101,16 @@ export class StaleFlows {
     else this.#ways.set(`${address} ${port} ${to}`, { protocol: 'udp', address, port, to });
   }
 
-  #add({ id, entrance, to }: Lead, before: Lead | undefined): void {
+  #add({ id, frontend, to }: Lead, before: Lead | undefined): void {
     for (const address of to) {
       this.#taking.set(address, (this.#taking.get(address) ?? 0) + 1);
       this.#ways.delete(`${id} ${address}`);
     }
-    if (entrance.protocol === 'udp' && to.length > 0 && (before?.to ?? []).length === 0)
-      this.#opened.set(id, entrance);
+    if (frontend.protocol === 'udp' && to.length > 0 && (before?.to ?? []).length === 0)
+      this.#opened.set(id, frontend);
   }
 
-  #remove({ id, entrance, targetPort, to }: Lead, after: Lead | undefined): void {
+  #remove({ id, frontend, targetPort, to }: Lead, after: Lead | undefined): void {
     const stay = new Set(after?.targetPort === targetPort ? after?.to : []);
     for (const address of to) {
       const left = (this.#taking.get(address) ?? 0) - 1;
@@ -119,39 +119,39 @@ export class StaleFlows {
         this.#taking.delete(address);
         this.#addresses.add(address);
       }
-      if (!stay.has(address)) this.#ways.set(`${id} ${address}`, { ...entrance, to: address });
+      if (!stay.has(address)) this.#ways.set(`${id} ${address}`, { ...frontend, to: address });
     }
     if ((after?.to ?? []).length === 0) this.#opened.delete(id);
   }
 }
 
 /** Whether a datagram to where the flow went is led by it. */
-function isLed({ address, port }: Flow, { entrance }: Lead): boolean {
-  const { protocol, port: first, count = 1 } = entrance;
+function isLed({ address, port }: Flow, { frontend }: Lead): boolean {
+  const { protocol, port: first, count = 1 } = frontend;
   return (
-    (entrance.address === undefined || entrance.address === address) &&
+    (frontend.address === undefined || frontend.address === address) &&
     (protocol === undefined || protocol === 'udp') &&
     (first === undefined || (port >= first && port < first + count))
   );
 }
 
-function keepsPort(flow: Flow, { entrance, targetPort }: Lead): boolean {
-  const isOne = targetPort !== undefined && entrance.count === undefined;
+function keepsPort(flow: Flow, { frontend, targetPort }: Lead): boolean {
+  const isOne = targetPort !== undefined && frontend.count === undefined;
   return flow.targetPort === (isOne ? targetPort : flow.port);
 }
 
 function leadOf(server: VirtualServer): Lead {
   const to = activeServers(server).map(({ address }) => address);
   const id = virtualServerId(server);
-  if (server.kind === 'vip') return { id, entrance: { address: server.address }, to };
+  if (server.kind === 'vip') return { id, frontend: { address: server.address }, to };
   const { protocol, port, count, targetPort } = server;
-  return { id, entrance: { protocol, port, ...(count !== undefined && { count }) }, targetPort, to };
+  return { id, frontend: { protocol, port, ...(count !== undefined && { count }) }, targetPort, to };
 }
 
 function leadsOf({ address: to, ports }: HostPortContainer): readonly Lead[] {
   return ports.map(({ protocol, address, port, targetPort }) => ({
     id: `host-${address ?? ''}-${protocol}-${port}`,
-    entrance: { protocol, port, ...(address !== undefined && { address }) },
+    frontend: { protocol, port, ...(address !== undefined && { address }) },
     targetPort,
     to: [to],
   }));

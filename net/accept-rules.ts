@@ -5,13 +5,13 @@ import { iptablesComment, linkPrefix, markBase, markMask } from './names.ts';
 import { CommandError, type Runner, type Tool } from './run.ts';
 
 /** A chain of iptables' table filter that packets of Causeway go through. */
-export type PassageChain = 'FORWARD' | 'INPUT';
+export type FilterChain = 'FORWARD' | 'INPUT';
 
 const tag = ['-m', 'comment', '--comment', iptablesComment, '-j', 'ACCEPT'];
 const mark = `0x${markBase.toString(16)}/0x${markMask.toString(16)}`;
 
 /** As `iptables -S` writes them, so that they are found again. */
-const passage: Record<PassageChain, readonly string[][]> = {
+const acceptRules: Record<FilterChain, readonly string[][]> = {
   // What may pass between endpoints and the world is decided in our own nft table.
   FORWARD: ['-i', '-o'].map((side) => [side, `${linkPrefix}+`, ...tag]),
   // IPVS balances behind this chain, and what is marked for it goes nowhere else.
@@ -31,7 +31,7 @@ async function backends(): Promise<Tool[]> {
  * Puts the rules where a backend drops what no rule accepts, and takes them from where it does not (any more).
  * @param desired the chains that Causeway's packets go through; in others there is no rule of ours afterwards
  */
-export async function ensureAccepted(run: Runner, desired: readonly PassageChain[]): Promise<void> {
+export async function ensureAccepted(run: Runner, desired: readonly FilterChain[]): Promise<void> {
   for (const backend of await backends()) {
     const lines = await readFilter(run, backend);
     if (lines === undefined) continue;
@@ -64,10 +64,10 @@ async function readFilter(run: Runner, backend: Tool): Promise<string[] | undefi
  * are behind DOCKER-USER.
  * @param lines what `iptables -S` says
  */
-export function planAccepted(lines: readonly string[], chain: PassageChain, desired: boolean): string[][] {
+export function planAccepted(lines: readonly string[], chain: FilterChain, desired: boolean): string[][] {
   const chains = parseChains(lines);
   const present = chains.get(chain) ?? [];
-  const own = passage[chain].map((rule) => rule.join(' '));
+  const own = acceptRules[chain].map((rule) => rule.join(' '));
   const others = present.filter((rule) => !own.includes(rule));
   const end = others.findIndex((rule) => verdictOf(rule, chains) !== undefined);
   const last = others[end];

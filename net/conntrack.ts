@@ -1,6 +1,7 @@
 // Owns flows in conntrack: reading those of UDP, and forgetting what leads to an address that answers no more, or shall not.
 // Must not touch flows of any other address, nor flows of IPv6.
-import { isIPv4 } from 'node:net';
+import { formatAddress, parseAddress, rangeOf } from './ipv4.ts';
+import { inNamespace } from './namespace.ts';
 import { attribute, attributesOf, nested, Netlink, NetlinkError } from './netlink.ts';
 
 /** A published port that some may use no longer. */
@@ -72,7 +73,7 @@ type Protocol = keyof typeof protocols;
  * Addresses and ports are sent with the highest byte first.
  */
 const NFNL_SUBSYS_CTNETLINK = 1;
-const messages = { get: 1, delete: 2 } as const;
+const messages = { get: (NFNL_SUBSYS_CTNETLINK << 8) | 1, delete: (NFNL_SUBSYS_CTNETLINK << 8) | 2 } as const;
 const nfgenmsgBytes = 4;
 const AF_INET = 2;
 const ofFlow = { original: 1, reply: 2, protocolState: 4, id: 12, zone: 18 } as const;
@@ -98,25 +99,24 @@ interface Entry {
 export interface ConntrackOptions {
   /** Called for each time that something was to be forgotten, for the debug log. */
   onForgotten?: (flows: Flows, forgotten: number, milliseconds: number) => void;
-  /** Absent: for the network namespace that this process is in. */
-  open?: () => Netlink;
+  /** Path of the network namespace whose connections these are; absent: the one that this process is in. */
+  namespace?: string;
 }
 
 /**
  * The table is read once, whatever is looked for. conntrack(8) reads it once for each thing to look for, and gives up when
  * somebody else deletes what it found.
  */
-export function kernelConntrack({
-  onForgotten,
-  open = () => new Netlink('netfilter'),
-}: ConntrackOptions = {}): Conntrack {
+export function kernelConntrack({ onForgotten, namespace }: ConntrackOptions = {}): Conntrack {
+  const connect = (): Netlink => new Netlink('netfilter');
+  const open = namespace === undefined ? connect : () => inNamespace(namespace, connect);
   return {
     observe: async () => {
       const flows = new Map<string, Flow>();
       await scan(open, (entry) => {
         if (entry.protocol !== protocols.udp) return;
         const { port, targetPort } = entry;
-        const flow = { address: format(entry.address), port, to: format(entry.to), targetPort };
+        const flow = { address: formatAddress(entry.address), port, to: formatAddress(entry.to), targetPort };
         flows.set(Object.values(flow).join(' '), flow);
       });
       return [...flows.values()];
@@ -141,7 +141,7 @@ async function forget(open: () => Netlink, isMeant: (entry: Entry) => boolean): 
     const turn = new Turn();
     for (const body of found) {
       try {
-        netlink.change((NFNL_SUBSYS_CTNETLINK << 8) | messages.delete, 0, body);
+        netlink.change(messages.delete, 0, body);
       } catch (error) {
         // Its time was over, or somebody else deleted it.
         if (!(error instanceof NetlinkError && error.isMissing)) throw error;
@@ -158,7 +158,7 @@ function scan(
 ): Promise<void> {
   return speak(open, 'list connections', async (netlink) => {
     const turn = new Turn();
-    for (const part of netlink.parts((NFNL_SUBSYS_CTNETLINK << 8) | messages.get, family())) {
+    for (const part of netlink.parts(messages.get, family())) {
       for (const { body } of part) {
         const attributes = attributesOf(body, nfgenmsgBytes);
         const entry = entryOf(attributes);
@@ -186,7 +186,10 @@ async function speak(
   }
 }
 
-/** Lets others have their turn once it has taken long enough. */
+/** For how long nobody else in this process has a turn, in milliseconds. */
+const turnMs = 5;
+
+/** Lets others have theirs once it has taken long enough. */
 class Turn {
   #began = performance.now();
 
@@ -196,8 +199,6 @@ class Turn {
     this.#began = performance.now();
   }
 }
-const turnMs = 5;
-
 function family(): Buffer {
   return Buffer.from([AF_INET, 0, 0, 0]);
 }
@@ -261,13 +262,13 @@ function tcpState(state: Buffer | undefined): number | undefined {
 
 /** Looks at who answers first: of nearly all entries nothing else is looked at. */
 function matcher({ endless, all, shutOut }: Flows): (entry: Entry) => boolean {
-  const whole = new Set(all.map(parse));
+  const whole = new Set(all.map(parseAddress));
   const byAnswer = Map.groupBy(endless.map(endlessFlows), ({ to }) => to);
   const anybody = byAnswer.get(undefined) ?? [];
   const closed = Map.groupBy(
     shutOut.flatMap(({ addresses, sources, ...rest }) => {
-      const ranges = sources.map(range);
-      return addresses.map((to) => ({ ...rest, ranges, to: parse(to) }));
+      const ranges = sources.map(rangeOf);
+      return addresses.map((to) => ({ ...rest, ranges, to: parseAddress(to) }));
     }),
     ({ to }) => to,
   );
@@ -294,30 +295,12 @@ function endlessFlows({ address, protocol, port, count = 1, to }: FlowsTo): {
   to: number | undefined;
   has: (entry: Entry) => boolean;
 } {
-  const asked = address === undefined ? undefined : parse(address);
+  const asked = address === undefined ? undefined : parseAddress(address);
   return {
-    to: to === undefined ? undefined : parse(to),
+    to: to === undefined ? undefined : parseAddress(to),
     has: (entry) =>
       (asked === undefined || entry.address === asked) &&
       (protocol === undefined || entry.protocol === protocols[protocol]) &&
       (port === undefined || (entry.port >= port && entry.port < port + count)),
   };
-}
-
-/** @throws TypeError for what is not an address of IPv4 */
-function parse(address: string): number {
-  if (!isIPv4(address)) throw new TypeError(`no address of IPv4: ${JSON.stringify(address)}`);
-  return address.split('.').reduce((sum, byte) => sum * 256 + Number(byte), 0);
-}
-
-/** @param subnet CIDR */
-function range(subnet: string): { first: number; last: number } {
-  const [address = '', length = '32'] = subnet.split('/');
-  const size = 2 ** (32 - Number(length));
-  const first = parse(address) - (parse(address) % size);
-  return { first, last: first + size - 1 };
-}
-
-function format(address: number): string {
-  return [24, 16, 8, 0].map((shift) => (address >>> shift) & 0xff).join('.');
 }

@@ -60,7 +60,7 @@ const debianPrograms = [
   '/usr/sbin/conntrack',
   // For the sandboxes.
   '/usr/bin/nsenter',
-  // Docker's own rules may be in either world; the passage through its FORWARD policy goes where they are.
+  // Docker's own rules may be in either world; the rules that accept ours go where they are.
   '/usr/sbin/xtables-nft-multi',
   '/usr/sbin/xtables-legacy-multi',
 ];

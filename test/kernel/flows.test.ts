@@ -7,8 +7,6 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { execa } from 'execa';
 import { kernelConntrack, type Conntrack, type Flows } from '../../net/conntrack.ts';
-import { inNamespace } from '../../net/namespace.ts';
-import { Netlink } from '../../net/netlink.ts';
 import { pluginDir } from '../../rootfs/build.ts';
 import { runTool } from '../lab/plugin-process.ts';
 import { slowness } from '../slowness.ts';
@@ -39,9 +37,7 @@ describe('flows to addresses that answer no more', function () {
   before(async () => {
     namespace = await Namespace.make(`cw-test-${randomBytes(4).toString('hex')}`);
     directory = await mkdtemp(join(tmpdir(), 'causeway-flows-'));
-    conntrack = kernelConntrack({
-      open: () => inNamespace(namespace.path, () => new Netlink('netfilter')),
-    });
+    conntrack = kernelConntrack({ namespace: namespace.path });
   });
   beforeEach(async () => {
     await tool('-F');

@@ -153,7 +153,7 @@ describe('ensureFabric', () => {
   });
 });
 
-describe('ensurePassage', () => {
+describe('ensureAccepted', () => {
   const own = ['-i', '-o'].map((side) => `-A FORWARD ${side} cw-+ -m comment --comment causeway -j ACCEPT`);
   const marked = '-A INPUT -m mark --mark 0xc000000/0xff000000 -m comment --comment causeway -j ACCEPT';
 
